@@ -54,8 +54,12 @@ pub struct Combination {
 /// If there is no view.
 pub fn combine(views: &[(usize, View)], quorums: &Quorums) -> Combination {
     let entry = highest_entry(views).filter(|entry| !was_dropped_in_part(entry, views));
-    let seen =
-        views.iter().map(|(_, v)| v.highest_stamp().max(v.ballot).max(v.promised)).max().expect("at least one view");
+    // A purge takes a promise and leaves the pending below it, so the pending's ballot counts by itself.
+    let highest = |v: &View| {
+        let pending = v.pending.as_ref().map_or(Ballot::ZERO, |p| p.ballot);
+        v.highest_stamp().max(v.ballot).max(v.promised).max(pending)
+    };
+    let seen = views.iter().map(|(_, v)| highest(v)).max().expect("at least one view");
     let (current, committed, holders, stable) = match entry {
         Some(current) => {
             let holds =
