@@ -1,0 +1,117 @@
+//! What an operation must satisfy before anything is sent for it.
+
+use std::time::Duration;
+
+use dunlin_protocol::{Action, Attributes, Condition, Level, Mutation, Operation, Outcome, Stamp, Status};
+
+use super::{Below, Coordinator};
+
+/// A timeout that a client asks for is cut to this.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl Coordinator {
+    /// Checks an operation, fills in what it leaves to the coordinator (level, operation id), and merges its stamps into the clock.
+    /// An error has taken no effect.
+    pub(super) fn admit(&self, mut operation: Operation, below: &mut Below<'_>) -> Result<(Operation, Duration), Outcome> {
+        let wall = below.now.wall;
+        if self.in_flight() >= self.config.max_in_flight {
+            return Err(Outcome::because(Status::Overloaded, format!("{} operations are under way here", self.in_flight())));
+        }
+        let topology = below.placement.topology();
+        let Some(keyspace) = topology.keyspace(operation.keyspace) else {
+            return Err(Outcome::because(Status::UnknownKeyspace, format!("there is no keyspace with id {}", operation.keyspace)));
+        };
+        self.check_action(&operation.action)?;
+        let default = if operation.action.is_write() { keyspace.write_level } else { keyspace.read_level };
+        let level = *operation.level.get_or_insert(if operation.action.is_conditional() { Level::Serial } else { default });
+        let replicas = usize::from(topology.assignments[usize::from(keyspace.assignment)].replicas);
+        if level.need(replicas) > replicas {
+            let message = format!("level {level} needs more replicas than the {replicas} that each key has");
+            return Err(Outcome::because(Status::InvalidLevel, message));
+        }
+        if operation.action.is_conditional() && level != Level::Serial {
+            let message = format!("a conditional operation is always serial, it cannot run at level {level}");
+            return Err(Outcome::because(Status::InvalidLevel, message));
+        }
+        let skewed = |skew: dunlin_protocol::ClockSkew| Outcome::because(Status::ClockSkew, skew.to_string());
+        below.clock.observe(operation.seen, wall).map_err(skewed)?;
+        self.check_op_id(&mut operation, below)?;
+        below.clock.observe(operation.op_id, wall).map_err(skewed)?;
+        let timeout = Duration::from_millis(u64::from(operation.timeout_millis)).min(LONGEST_TIMEOUT);
+        Ok((operation, timeout))
+    }
+
+    fn check_action(&self, action: &Action) -> Result<(), Outcome> {
+        let Action::Write { condition, mutation } = action else { return Ok(()) };
+        let fits = |len: usize| match len <= self.config.max_value_bytes {
+            true => Ok(()),
+            false => {
+                let message = format!("a value of {len} bytes is larger than {}", self.config.max_value_bytes);
+                Err(Outcome::because(Status::ValueTooLarge, message))
+            }
+        };
+        if let Some(Condition::Value(expected)) = condition {
+            fits(expected.len())?;
+        }
+        if let Mutation::Put { value, attributes, .. } = mutation {
+            fits(value.len())?;
+            if attributes.byte_len() > Attributes::MAX_LEN {
+                let message = format!("attributes have at most {} bytes, not {}", Attributes::MAX_LEN, attributes.byte_len());
+                return Err(Outcome::because(Status::InvalidArgument, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Operation ids and windows (PROTOCOL.md 1.2 and 2.1).
+    fn check_op_id(&self, operation: &mut Operation, below: &mut Below<'_>) -> Result<(), Outcome> {
+        let wall = below.now.wall;
+        let needs_draw = operation.op_id.is_zero();
+        if needs_draw {
+            operation.op_id = below.clock.draw(wall).map_err(|error| Outcome::because(Status::NotReady, error.to_string()))?;
+        } else if !below.clock.is_confirmed() {
+            return Err(Outcome::because(Status::NotReady, "this node's time is not confirmed by a majority yet"));
+        }
+        let at = operation.op_id.wall();
+        if at + self.times.op_lifetime < wall {
+            return Err(Outcome::because(Status::OpExpired, format!("the operation id is {} s old", wall.since(at).as_secs())));
+        }
+        let newest = dunlin_protocol::Millis(below.clock.hlc() >> 16).max(wall) + self.times.redraw_window;
+        let near = at >= wall.minus(self.times.redraw_window) && at <= newest;
+        if !needs_draw && !operation.tried && operation.action != Action::Outcome && !near {
+            return Err(Outcome::because(Status::Redraw, "the operation id is not near the cluster's time"));
+        }
+        if operation.window.limit < wall.0 << 16 {
+            return Err(Outcome::because(Status::Redraw, "the attempt arrived after its limit"));
+        }
+        if operation.window.floor > below.clock.hlc().max(wall.0 << 16) {
+            // Ballots above the clock would drag every other clock along; a client waits until its floor is past (2.1).
+            let ahead = dunlin_protocol::Millis(operation.window.floor >> 16).since(wall);
+            if ahead > self.times.max_clock_skew / 4 {
+                return Err(Outcome::because(Status::ClockSkew, "the attempt's window lies too far ahead"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an operation goes the serial way from the start.
+pub(super) fn is_serial(operation: &Operation) -> bool {
+    operation.action.is_conditional() || operation.level == Some(Level::Serial) && operation.action.is_write()
+}
+
+/// The record of a plain write.
+pub(super) fn plain_record(op_id: Stamp, mutation: &Mutation) -> Option<dunlin_protocol::Record> {
+    use dunlin_protocol::{Content, Millis, Record};
+    match mutation {
+        Mutation::Put { value, attributes, ttl_millis } => {
+            let expires_at = match ttl_millis {
+                0 => Millis::NONE,
+                ttl => op_id.wall() + Duration::from_millis(*ttl),
+            };
+            Some(Record::plain(op_id, Content::Value(value.clone(), attributes.clone()), expires_at))
+        }
+        Mutation::Delete => Some(Record::plain(op_id, Content::Tombstone, Millis::NONE)),
+        Mutation::Increment { .. } => None,
+    }
+}

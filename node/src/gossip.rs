@@ -1,0 +1,192 @@
+//! Drives membership: the failure detector, the spreading of topologies, and the comparison of clocks. It hands the coordinator who is alive
+//! and, for each epoch, a new placement; nothing else reads it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dunlin_membership::{Exchange, Placement, Swim, SwimConfig, SwimEffect, encode_topology, exchange};
+use dunlin_protocol::message::{PeerReply, PeerReplyBody, PeerRequest};
+use dunlin_protocol::{BootNumber, Epoch, NodeId, Now, Tick, Times, Topology};
+
+use crate::outbox::Outbox;
+use crate::peers::Peers;
+use crate::timekeeper::Timekeeper;
+
+/// Request ids of this floor have the top bit, so that a reply finds its way.
+const OURS: u64 = 1 << 63;
+/// How often a peer is asked for its time and topology.
+const ROUND: Duration = Duration::from_secs(1);
+/// The same while the clock is not confirmed.
+const EAGER_ROUND: Duration = Duration::from_millis(100);
+
+pub(crate) struct Gossip {
+    me: NodeId,
+    swim: Swim,
+    timekeeper: Timekeeper,
+    placement: Arc<Placement>,
+    encoded: Bytes,
+    /// A topology that was adopted and is to be made durable.
+    to_store: Option<Bytes>,
+    next_round: Tick,
+    turn: usize,
+    asked: BTreeMap<u64, (NodeId, Tick)>,
+    newest: u64,
+}
+
+impl Gossip {
+    pub(crate) fn new(me: NodeId, boot: BootNumber, topology: Topology, times: &Times, seed: u64) -> Self {
+        let encoded = encode_topology(&topology);
+        let placement = Arc::new(Placement::new(Arc::new(topology)));
+        let members = members(&placement);
+        let mut swim = Swim::new(me, boot, seed, SwimConfig::default());
+        swim.set_members(&members);
+        let timekeeper = Timekeeper::new(members.len(), times);
+        Self {
+            me,
+            swim,
+            timekeeper,
+            placement,
+            encoded,
+            to_store: None,
+            next_round: Tick(0),
+            turn: 0,
+            asked: BTreeMap::new(),
+            newest: OURS,
+        }
+    }
+
+    pub(crate) fn placement(&self) -> &Arc<Placement> {
+        &self.placement
+    }
+
+    /// The topology as it travels.
+    pub(crate) fn encoded_topology(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    pub(crate) fn take_topology_to_store(&mut self) -> Option<Bytes> {
+        self.to_store.take()
+    }
+
+    pub(crate) fn timekeeper(&mut self) -> &mut Timekeeper {
+        &mut self.timekeeper
+    }
+
+    /// Whether a reply with this request id is for this floor.
+    pub(crate) fn is_ours(request_id: u64) -> bool {
+        request_id & OURS != 0
+    }
+
+    pub(crate) fn next_timeout(&self) -> Tick {
+        self.swim.next_timeout().map_or(self.next_round, |tick| tick.min(self.next_round))
+    }
+
+    pub(crate) fn handle_connected(&mut self, node: NodeId, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
+        self.swim.join(&[node]);
+        self.ask(node, now, out);
+        self.flush(now, peers, out);
+    }
+
+    pub(crate) fn handle_lost(&mut self, node: NodeId) {
+        self.asked.retain(|_, (asked, _)| *asked != node);
+    }
+
+    pub(crate) fn handle_datagram(&mut self, from: NodeId, bytes: &[u8], now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
+        if let Err(error) = self.swim.handle_datagram(now.tick, from, bytes) {
+            tracing::debug!(%from, %error, "a gossip datagram was refused");
+        }
+        self.flush(now, peers, out);
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
+        self.swim.handle_timeout(now.tick);
+        if now.tick >= self.next_round {
+            let confirmed = self.timekeeper.confirmed();
+            self.next_round = now.tick + if confirmed { ROUND } else { EAGER_ROUND };
+            self.asked.retain(|_, (_, at)| now.tick.since(*at) < ROUND * 5);
+            let others: Vec<NodeId> = members(&self.placement).into_iter().filter(|n| *n != self.me).collect();
+            if confirmed && !others.is_empty() {
+                self.turn = (self.turn + 1) % others.len();
+                self.ask(others[self.turn], now, out);
+            } else {
+                others.into_iter().for_each(|node| self.ask(node, now, out));
+            }
+        }
+        self.flush(now, peers, out);
+    }
+
+    /// Answers a peer's push-pull request.
+    pub(crate) fn answer(&mut self, epoch: Epoch, topology: &Bytes) -> PeerReplyBody {
+        self.learn(epoch, topology);
+        let newer = self.placement.epoch() > epoch;
+        PeerReplyBody::Topology(if newer { self.encoded.clone() } else { Bytes::new() })
+    }
+
+    pub(crate) fn handle_reply(&mut self, from: NodeId, request_id: u64, reply: &PeerReply, now: Now, peers: &mut Peers) {
+        let Some((node, sent_at)) = self.asked.remove(&request_id) else { return };
+        if node != from {
+            return;
+        }
+        let round_trip = now.tick.since(sent_at);
+        peers.observe(from, round_trip);
+        self.timekeeper.sample(from, reply.now, round_trip, now);
+        if let PeerReplyBody::Topology(topology) = &reply.body {
+            self.learn(reply.epoch, topology);
+        }
+    }
+
+    fn ask(&mut self, node: NodeId, now: Now, out: &mut dyn Outbox) {
+        self.newest += 1;
+        let request = PeerRequest::Topology { epoch: self.placement.epoch(), topology: Bytes::new() };
+        if out.request(node, self.newest, &request) {
+            self.asked.insert(self.newest, (node, now.tick));
+        }
+    }
+
+    /// Takes in what a peer showed of its topology, where it is a newer one of this cluster.
+    fn learn(&mut self, epoch: Epoch, encoded: &Bytes) {
+        match exchange(self.placement.topology(), epoch, encoded) {
+            Ok(Exchange::Adopt(topology)) => {
+                tracing::info!(%epoch, "a newer topology is adopted");
+                self.placement = Arc::new(Placement::new(Arc::new(*topology)));
+                let members = members(&self.placement);
+                self.swim.set_members(&members);
+                self.swim.announce_epoch(epoch);
+                self.timekeeper.set_members(&members);
+                self.encoded = encoded.clone();
+                self.to_store = Some(encoded.clone());
+            }
+            // The next round of push-pull, which sends this node's epoch, brings the topology.
+            Ok(Exchange::Ask | Exchange::Answer | Exchange::Nothing) => {}
+            Err(error) => tracing::warn!(%error, "a peer's topology was refused"),
+        }
+    }
+
+    fn flush(&mut self, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
+        while let Some(effect) = self.swim.poll_effect() {
+            match effect {
+                SwimEffect::Send { to, bytes } => out.datagram(to, &bytes),
+                SwimEffect::Up(node) => {
+                    tracing::info!(%node, "is up");
+                    peers.set_down(node, false);
+                }
+                SwimEffect::Down(node) => {
+                    tracing::info!(%node, "is down");
+                    peers.set_down(node, true);
+                }
+                SwimEffect::Epoch(epoch) if epoch > self.placement.epoch() => {
+                    let others: Vec<NodeId> = members(&self.placement).into_iter().filter(|n| *n != self.me).collect();
+                    others.into_iter().for_each(|node| self.ask(node, now, out));
+                }
+                SwimEffect::Epoch(_) => {}
+                SwimEffect::Fault(fault) => tracing::warn!(%fault, "the failure detector went on past a fault"),
+            }
+        }
+    }
+}
+
+fn members(placement: &Placement) -> Vec<NodeId> {
+    placement.topology().members.iter().map(|m| m.id).collect()
+}

@@ -1,0 +1,261 @@
+//! `Node`: the whole of a node but for its disk, its network and its clocks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dunlin_protocol::message::{
+    ClientReply, ClientRequest, NodeSummary, PeerReply, PeerReplyBody, PeerRequest, ReplyBody,
+};
+use dunlin_protocol::{BootNumber, HybridClock, Millis, NodeId, Now, Tick, Times, Topology};
+use dunlin_storage::Engine;
+
+use crate::coordinator::{Below, Coordinator, CoordinatorConfig, Requester};
+use crate::gossip::Gossip;
+use crate::outbox::{Input, Outbox, ReplyTo};
+use crate::peers::Peers;
+use crate::replica::{Asker, Replica};
+
+/// What a node starts with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its id.
+    pub node: NodeId,
+    /// How often it has started, this time included.
+    pub boot: BootNumber,
+    /// The hybrid clock's mark that was durable when it last ran.
+    pub reserve: Millis,
+    /// The newest topology it knows.
+    pub topology: Topology,
+    /// The cluster's durations.
+    pub times: Times,
+    /// How its coordinator works.
+    pub coordinator: CoordinatorConfig,
+    /// For whatever is random.
+    pub seed: u64,
+}
+
+/// A node as a state machine: the coordinator, the replica beneath it, and gossip beside them.
+///
+/// It does no I/O but through the engine, whose reads come from memory or the page cache and whose writes another thread syncs. Everything that
+/// happens is an [`Input`] to [`handle`](Self::handle), with the time; everything that it says goes to the [`Outbox`].
+///
+/// - getters: [`next_timeout`](Self::next_timeout), [`is_ready`](Self::is_ready), [`placement`](Self::placement)
+/// - after each `handle` the owner asks [`wants_reserve`](Self::wants_reserve) and [`take_topology_to_store`](Self::take_topology_to_store),
+///   makes durable what they name, and comes back with [`Input::Reserved`]
+/// - whenever the log writer got further: [`Input::Durable`]; when the time that `next_timeout` named has come: [`Input::Timeout`]
+pub struct Node {
+    id: NodeId,
+    boot: BootNumber,
+    clock: HybridClock,
+    reserve_asked: Millis,
+    peers: Peers,
+    gossip: Gossip,
+    coordinator: Coordinator,
+    replica: Replica,
+    was_ready: bool,
+}
+
+impl Node {
+    /// A node that has just started over what the engine recovered.
+    pub fn new(config: NodeConfig, engine: Arc<Engine>) -> Self {
+        let NodeConfig { node, boot, reserve, topology, times, coordinator, seed } = config;
+        Self {
+            id: node,
+            boot,
+            clock: HybridClock::new(node, reserve, &times),
+            reserve_asked: Millis::NONE,
+            peers: Peers::new(node),
+            gossip: Gossip::new(node, boot, topology, &times, seed),
+            coordinator: Coordinator::new(node, coordinator, times, seed),
+            replica: Replica::new(node, engine, times),
+            was_ready: false,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The placement of its epoch.
+    pub fn placement(&self) -> &Arc<dunlin_membership::Placement> {
+        self.gossip.placement()
+    }
+
+    /// Whether it coordinates operations: its clock is confirmed by a majority and its reserve durable.
+    pub fn is_ready(&self) -> bool {
+        self.clock.is_confirmed() && self.reserve_asked.is_some()
+    }
+
+    /// Operations that were not answered yet, and answers that wait for the disk.
+    pub fn in_flight(&self) -> usize {
+        self.coordinator.in_flight() + self.replica.waiting()
+    }
+
+    /// When it next wants [`Input::Timeout`].
+    pub fn next_timeout(&self) -> Option<Tick> {
+        let gossip = self.gossip.next_timeout();
+        Some(self.coordinator.next_timeout().map_or(gossip, |tick| tick.min(gossip)))
+    }
+
+    /// The mark up to which the hybrid clock's reserve must be made durable now; asked once for each mark.
+    pub fn wants_reserve(&mut self, wall: Millis) -> Option<Millis> {
+        let until = self.clock.wants_reserve(wall)?;
+        // Until the answer comes, asking again for a slightly higher mark would only write more often.
+        if until < self.reserve_asked + dunlin_protocol::RESERVE_STEP / 2 {
+            return None;
+        }
+        self.reserve_asked = until;
+        Some(until)
+    }
+
+    /// A topology that was adopted and has to be made durable.
+    pub fn take_topology_to_store(&mut self) -> Option<Bytes> {
+        self.gossip.take_topology_to_store()
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut dyn Outbox) {
+        if self.gossip.timekeeper().look(now) {
+            tracing::warn!(wall = %now.wall, "the physical clock jumped; waiting for a majority to confirm it");
+        }
+        let confirmed = self.gossip.timekeeper().confirmed();
+        self.clock.confirm(confirmed);
+        if self.is_ready() != self.was_ready {
+            self.was_ready = self.is_ready();
+            tracing::info!(ready = self.was_ready, "readiness changed");
+        }
+        let judging = Now { wall: self.gossip.timekeeper().judging_wall(now), ..now };
+        match input {
+            Input::PeerRequest { from, reply_to, request } => self.serve_peer(now, judging, from, reply_to, request, out),
+            Input::PeerReply { from, request_id, reply } => {
+                if Gossip::is_ours(request_id) {
+                    self.gossip.handle_reply(from, request_id, &reply, now, &mut self.peers);
+                    let confirmed = self.gossip.timekeeper().confirmed();
+                    self.clock.confirm(confirmed);
+                } else {
+                    self.with_coordinator(judging, out, |coordinator, below| {
+                        coordinator.handle_reply(request_id, reply, below);
+                    });
+                }
+            }
+            Input::PeerConnected { node, boot } => {
+                self.peers.connect(node, boot);
+                self.gossip.handle_connected(node, now, &mut self.peers, out);
+            }
+            Input::PeerLost { node } => {
+                self.peers.disconnect(node);
+                self.gossip.handle_lost(node);
+                self.with_coordinator(judging, out, |coordinator, below| coordinator.handle_lost(node, below));
+            }
+            Input::ClientRequest { reply_to, request } => self.serve_client(judging, reply_to, request, out),
+            Input::Datagram { from, bytes } => self.gossip.handle_datagram(from, &bytes, now, &mut self.peers, out),
+            Input::Durable => self.release(judging, out),
+            Input::Reserved { until } => self.clock.set_reserve(until),
+            Input::Timeout => {
+                if self.gossip.next_timeout() <= now.tick {
+                    self.gossip.handle_timeout(now, &mut self.peers, out);
+                }
+                self.with_coordinator(judging, out, Coordinator::handle_timeout);
+            }
+        }
+    }
+
+    fn with_coordinator(
+        &mut self,
+        now: Now,
+        out: &mut dyn Outbox,
+        act: impl FnOnce(&mut Coordinator, &mut Below<'_>),
+    ) {
+        let placement = self.gossip.placement().clone();
+        let mut below = Below {
+            now,
+            placement: &placement,
+            clock: &mut self.clock,
+            replica: &mut self.replica,
+            peers: &mut self.peers,
+            out,
+        };
+        act(&mut self.coordinator, &mut below);
+    }
+
+    fn serve_peer(&mut self, now: Now, judging: Now, from: NodeId, to: ReplyTo, request: PeerRequest, out: &mut dyn Outbox) {
+        let placement = self.gossip.placement().clone();
+        let asker = Asker::Peer(to);
+        let answered = match request {
+            PeerRequest::Register(call) => self.replica.call(judging.wall, &placement, &mut self.clock, asker, &call),
+            PeerRequest::Scan(scan) => self.replica.scan(judging.wall, &placement, asker, &scan),
+            PeerRequest::Topology { epoch, topology } => {
+                tracing::trace!(%from, %epoch, "push-pull");
+                Some((asker, self.gossip.answer(epoch, &topology)))
+            }
+            PeerRequest::Ping => Some((asker, PeerReplyBody::Pong)),
+        };
+        if let Some((_, body)) = answered {
+            self.reply_peer(now, to, body, out);
+        }
+    }
+
+    fn reply_peer(&self, now: Now, to: ReplyTo, body: PeerReplyBody, out: &mut dyn Outbox) {
+        out.reply_peer(to, &PeerReply { now: now.wall, epoch: self.gossip.placement().epoch(), body });
+    }
+
+    /// The disk caught up: answers that waited for it go.
+    fn release(&mut self, now: Now, out: &mut dyn Outbox) {
+        for (asker, body) in self.replica.release() {
+            match asker {
+                Asker::Peer(to) => self.reply_peer(now, to, body, out),
+                Asker::Coordinator(id) => {
+                    self.with_coordinator(now, out, |coordinator, below| coordinator.handle_local(id, body, below));
+                }
+            }
+        }
+    }
+
+    fn serve_client(&mut self, now: Now, to: ReplyTo, request: ClientRequest, out: &mut dyn Outbox) {
+        match request {
+            ClientRequest::Operate(operation) => {
+                self.with_coordinator(now, out, |c, below| c.operate(Requester::Client(to), operation, below));
+            }
+            ClientRequest::Scan(scan) => self.with_coordinator(now, out, |c, below| c.scan(to, scan, below)),
+            ClientRequest::Topology { epoch } => {
+                let newer = self.gossip.placement().epoch() > epoch;
+                let topology = if newer { self.gossip.encoded_topology().clone() } else { Bytes::new() };
+                self.reply_client(now, to, ReplyBody::Topology(topology), out);
+            }
+            ClientRequest::Status => {
+                let status = self.status();
+                self.reply_client(now, to, status, out);
+            }
+        }
+    }
+
+    fn reply_client(&self, now: Now, to: ReplyTo, body: ReplyBody, out: &mut dyn Outbox) {
+        let members = self.gossip.placement().topology().members.iter().map(|m| m.id);
+        let quorum_micros = u32::try_from(self.peers.quorum_round_trip(members).as_micros()).unwrap_or(u32::MAX);
+        out.reply_client(to, &ClientReply { now: now.wall, quorum_micros, epoch: self.gossip.placement().epoch(), body });
+    }
+
+    fn status(&self) -> ReplyBody {
+        let topology = self.gossip.placement().topology();
+        let summary = |member: &dunlin_protocol::Member| NodeSummary {
+            node: member.id,
+            address: member.address.clone(),
+            region: member.region.clone(),
+            zone: member.zone.clone(),
+            alive: self.peers.is_alive(member.id),
+            boot: if member.id == self.id { self.boot } else { self.peers.boot(member.id) },
+            round_trip_micros: u32::try_from(self.peers.round_trip(member.id).as_micros()).unwrap_or(u32::MAX),
+        };
+        let stats = self.replica.engine().stats();
+        ReplyBody::Status {
+            cluster: topology.cluster,
+            node: self.id,
+            members: topology.members.iter().map(summary).collect(),
+            keys: stats.keys,
+            segment_bytes: stats.segment_bytes,
+            suspect_partitions: u32::try_from(self.replica.engine().suspect_partitions().len()).unwrap_or(u32::MAX),
+            ready: self.is_ready(),
+        }
+    }
+}
