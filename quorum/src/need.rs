@@ -1,6 +1,6 @@
 //! `Need`: which sets of replicas meet a level.
 
-use dunlin_protocol::{Level, Quorums, ReplicaSet};
+use dunlin_protocol::{Level, Quorums, ReplicaSet, Status};
 
 /// A level, against the replicas of one partition.
 #[derive(Clone, Copy, Debug)]
@@ -64,13 +64,10 @@ pub(crate) fn small(count: usize) -> u8 {
     u8::try_from(count).unwrap_or(u8::MAX)
 }
 
-/// Of two statuses the one that tells the client more: a stale epoch is mended by asking again.
-pub(crate) fn more_telling(
-    old: Option<dunlin_protocol::Status>,
-    new: dunlin_protocol::Status,
-) -> Option<dunlin_protocol::Status> {
+/// Of two reasons the one that helps the client more: a stale epoch is mended by asking again.
+pub(crate) fn more_telling(old: Option<Status>, new: Status) -> Option<Status> {
     match old {
-        Some(old) if new != dunlin_protocol::Status::StaleEpoch => Some(old),
+        Some(old) if new != Status::StaleEpoch => Some(old),
         _ => Some(new),
     }
 }

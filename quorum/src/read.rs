@@ -10,7 +10,7 @@ use dunlin_protocol::{Answer, Ballot, Level, Quorums, Record, ReplicaSet, Stamp,
 
 use crate::asking::Asking;
 use crate::effect::{Effect, ReadEffect};
-use crate::need::{Need, small};
+use crate::need::{Need, more_telling, small};
 use crate::repair::{RepairStep, next_step, note_installed};
 use crate::settled::{content_in, newest_settled, record_at, whole_in};
 
@@ -268,20 +268,20 @@ impl Read {
     fn take_view(&mut self, now: Tick, replica: usize, view: View) {
         remove(&mut self.outstanding, replica);
         self.asking.answer(replica);
+        let has_content_of = |stamp| record_at(&view, stamp).is_some_and(has_content);
+        let judge = match &self.phase {
+            Phase::Asking => true,
+            Phase::Fetching { stamp, tried, .. } => tried.contains(replica) || has_content_of(*stamp),
+            Phase::WritingBack(_) | Phase::Repairing { .. } | Phase::Over => false,
+        };
         match self.views.iter_mut().find(|(r, _)| *r == replica) {
             Some((_, old)) => *old = view,
             None => self.views.push((replica, view)),
         }
-        match &self.phase {
-            Phase::Asking => self.judge(now),
-            Phase::Fetching { stamp, tried, .. } => {
-                let has_it = |(_, v): &(usize, View)| record_at(v, *stamp).is_some_and(|r| r.content.is_some());
-                if tried.contains(replica) || self.views.last().is_some_and(has_it) {
-                    self.judge(now);
-                }
-            }
+        match self.phase {
+            _ if judge => self.judge(now),
             Phase::Repairing { .. } => self.repair(),
-            Phase::WritingBack(_) | Phase::Over => {}
+            Phase::Asking | Phase::Fetching { .. } | Phase::WritingBack(_) | Phase::Over => {}
         }
     }
 
@@ -296,7 +296,11 @@ impl Read {
             }
             Phase::Fetching { tried, failed, .. } => {
                 if !tried.contains(replica) {
-                    return self.asking.fail(replica, status);
+                    // A view that it gave before stays good.
+                    if !self.asking.answered().contains(replica) {
+                        self.asking.fail(replica, status);
+                    }
+                    return;
                 }
                 failed.insert(replica);
                 if !self.fetch_next() {
@@ -491,7 +495,7 @@ impl WriteBack {
             // The late answer to a Read says nothing about the write.
             Answer::Reply(RegisterReply::View(_)) => return false,
             Answer::Reply(_) => self.status = Some(Status::BadFrame),
-            Answer::Refused { status, .. } => self.status = crate::need::more_telling(self.status, *status),
+            Answer::Refused { status, .. } => self.status = more_telling(self.status, *status),
             Answer::NotSent | Answer::Lost => {}
         }
         self.lost.insert(replica);

@@ -1,7 +1,6 @@
 //! Read repair: what an answered read does for the replicas that turned out to be behind (PROTOCOL.md 2.6). Never counted for anything.
 
-use dunlin_protocol::register::{RecordView, RegisterRequest};
-use dunlin_protocol::register::{View, Want};
+use dunlin_protocol::register::{RecordView, RegisterRequest, View, Want};
 use dunlin_protocol::{Quorums, Record};
 
 use crate::settled::{is_behind, newest_settled, whole_in};

@@ -229,12 +229,15 @@ impl Scan {
     }
 
     fn ask_one(&mut self, replica: usize) {
-        let want = match self.plan.want_value && self.value_from.is_none() {
+        // The first is asked for values, and whoever stands in while that one has not answered.
+        let standing_in =
+            self.hedge_at.is_none() && !self.value_from.is_some_and(|r| self.asking.answered().contains(r));
+        let want = match self.plan.want_value && (self.value_from.is_none() || standing_in) {
             true => Want::VALUE,
             false => Want::HEAD,
         };
         if want == Want::VALUE {
-            self.value_from = Some(replica);
+            self.value_from.get_or_insert(replica);
         }
         let page = PageRequest { after: self.plan.after.clone(), limit: self.plan.limit, want };
         self.effects.push_back(ScanEffect::Send { replica, page });
