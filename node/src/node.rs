@@ -127,7 +127,9 @@ impl Node {
         }
         let judging = Now { wall: self.gossip.timekeeper().judging_wall(now), ..now };
         match input {
-            Input::PeerRequest { from, reply_to, request } => self.serve_peer(now, judging, from, reply_to, request, out),
+            Input::PeerRequest { from, reply_to, request } => {
+                self.serve_peer(now, judging, from, reply_to, request, out)
+            }
             Input::PeerReply { from, request_id, reply } => {
                 if Gossip::is_ours(request_id) {
                     self.gossip.handle_reply(from, request_id, &reply, now, &mut self.peers);
@@ -161,12 +163,7 @@ impl Node {
         }
     }
 
-    fn with_coordinator(
-        &mut self,
-        now: Now,
-        out: &mut dyn Outbox,
-        act: impl FnOnce(&mut Coordinator, &mut Below<'_>),
-    ) {
+    fn with_coordinator(&mut self, now: Now, out: &mut dyn Outbox, act: impl FnOnce(&mut Coordinator, &mut Below<'_>)) {
         let placement = self.gossip.placement().clone();
         let mut below = Below {
             now,
@@ -179,7 +176,15 @@ impl Node {
         act(&mut self.coordinator, &mut below);
     }
 
-    fn serve_peer(&mut self, now: Now, judging: Now, from: NodeId, to: ReplyTo, request: PeerRequest, out: &mut dyn Outbox) {
+    fn serve_peer(
+        &mut self,
+        now: Now,
+        judging: Now,
+        from: NodeId,
+        to: ReplyTo,
+        request: PeerRequest,
+        out: &mut dyn Outbox,
+    ) {
         let placement = self.gossip.placement().clone();
         let asker = Asker::Peer(to);
         let answered = match request {
@@ -233,7 +238,10 @@ impl Node {
     fn reply_client(&self, now: Now, to: ReplyTo, body: ReplyBody, out: &mut dyn Outbox) {
         let members = self.gossip.placement().topology().members.iter().map(|m| m.id);
         let quorum_micros = u32::try_from(self.peers.quorum_round_trip(members).as_micros()).unwrap_or(u32::MAX);
-        out.reply_client(to, &ClientReply { now: now.wall, quorum_micros, epoch: self.gossip.placement().epoch(), body });
+        out.reply_client(
+            to,
+            &ClientReply { now: now.wall, quorum_micros, epoch: self.gossip.placement().epoch(), body },
+        );
     }
 
     fn status(&self) -> ReplyBody {
@@ -248,13 +256,14 @@ impl Node {
             round_trip_micros: u32::try_from(self.peers.round_trip(member.id).as_micros()).unwrap_or(u32::MAX),
         };
         let stats = self.replica.engine().stats();
+        let suspects = self.replica.engine().suspect_partitions();
         ReplyBody::Status {
             cluster: topology.cluster,
             node: self.id,
             members: topology.members.iter().map(summary).collect(),
             keys: stats.keys,
             segment_bytes: stats.segment_bytes,
-            suspect_partitions: u32::try_from(self.replica.engine().suspect_partitions().len()).unwrap_or(u32::MAX),
+            suspect_partitions: topology.partitioning.all().filter(|p| suspects.contains(*p)).count() as u32,
             ready: self.is_ready(),
         }
     }

@@ -72,7 +72,8 @@ impl Peers {
 
     /// When a read that is still without answers is worth one more request: past what the slowest of the first `need` usually takes.
     pub(crate) fn speculate_after(&self, list: &PreferenceList, order: &[usize], need: usize) -> Duration {
-        let slowest = order.iter().take(need).filter_map(|r| self.latencies.get(&list.nodes[*r])).map(Latency::p95).max();
+        let slowest =
+            order.iter().take(need).filter_map(|r| self.latencies.get(&list.nodes[*r])).map(Latency::p95).max();
         (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
     }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use dunlin_membership::Placement;
 use dunlin_protocol::message::{PageEntry, PeerReplyBody, RegisterCall, ReplicaPage, ReplicaScan};
-use dunlin_protocol::register::{PendingView, RecordView, Register, RegisterReply, RegisterRequest, Verdict, View, Want};
+use dunlin_protocol::register::{
+    PendingView, RecordView, Register, RegisterReply, RegisterRequest, Verdict, View, Want,
+};
 use dunlin_protocol::{Content, HybridClock, Key, Millis, NodeId, RecordHead, Stamp, Status, Times};
 use dunlin_storage::{Engine, Entry, KeyRef, Place, Position, ReadError, ScanRange, WriteError};
 
@@ -77,7 +79,8 @@ impl Replica {
         asker: Asker,
         scan: &ReplicaScan,
     ) -> Option<Answered> {
-        let page = check_time_and_epoch(wall, placement, scan.epoch, scan.deadline).and_then(|()| self.page(placement, scan));
+        let page =
+            check_time_and_epoch(wall, placement, scan.epoch, scan.deadline).and_then(|()| self.page(placement, scan));
         match page {
             Ok((page, position)) => self.when_durable(position, asker, PeerReplyBody::Page(page)),
             Err(refusal) => Some((asker, refusal)),
@@ -123,18 +126,23 @@ impl Replica {
         observe_all(clock, wall, &call.request)?;
         let key = KeyRef { partition: call.partition, keyspace: call.keyspace, key: call.key.as_bytes() };
         if !placement.is_replica(self.me, call.keyspace, call.partition) {
-            return Err(refuse(Status::NotReplica, format!("no replica of partition {} in epoch {}", call.partition, placement.epoch())));
+            return Err(refuse(
+                Status::NotReplica,
+                format!("no replica of partition {} in epoch {}", call.partition, placement.epoch()),
+            ));
         }
         let stale = match check_time_and_epoch(wall, placement, call.epoch, call.deadline) {
             Err(refusal) => match &call.request {
                 // A commit says what was chosen, which no epoch changes; an old epoch's plain write is kept, though it does not count.
                 RegisterRequest::Commit { .. } if call.epoch < placement.epoch() && call.deadline >= wall => None,
-                RegisterRequest::Write { .. } if call.epoch < placement.epoch() && call.deadline >= wall => Some(refusal),
+                RegisterRequest::Write { .. } if call.epoch < placement.epoch() && call.deadline >= wall => {
+                    Some(refusal)
+                }
                 _ => return Err(refusal),
             },
             Ok(()) => None,
         };
-        let suspect = self.engine.is_suspect(call.partition);
+        let suspect = self.engine.suspect_partitions().contains(call.partition);
         if suspect && !stores_only(&call.request) {
             return Err(refuse(Status::Suspect, format!("partition {} is being rebuilt", call.partition)));
         }
@@ -146,7 +154,12 @@ impl Replica {
         }
     }
 
-    fn run_rule(&self, wall: Millis, key: KeyRef<'_>, request: &RegisterRequest) -> Result<(RegisterReply, Position), PeerReplyBody> {
+    fn run_rule(
+        &self,
+        wall: Millis,
+        key: KeyRef<'_>,
+        request: &RegisterRequest,
+    ) -> Result<(RegisterReply, Position), PeerReplyBody> {
         let record = match request {
             RegisterRequest::Write { record }
             | RegisterRequest::Accept { record, .. }
@@ -199,15 +212,20 @@ impl Replica {
             return Ok(RecordView { head, lineage: None, content: tombstone });
         }
         let stored = self.engine.load(place).map_err(|error| refuse_read(&error))?;
-        Ok(RecordView { head, lineage: want.lineage.then_some(stored.lineage), content: with_content.then_some(stored.content) })
+        Ok(RecordView {
+            head,
+            lineage: want.lineage.then_some(stored.lineage),
+            content: with_content.then_some(stored.content),
+        })
     }
 
     fn page(&self, placement: &Placement, scan: &ReplicaScan) -> Result<(ReplicaPage, Position), PeerReplyBody> {
+        let suspects = self.engine.suspect_partitions();
         for partition in (scan.first.0..=scan.last.0).map(dunlin_protocol::PartitionId) {
             if !placement.is_replica(self.me, scan.keyspace, partition) {
                 return Err(refuse(Status::NotReplica, format!("no replica of partition {partition}")));
             }
-            if self.engine.is_suspect(partition) {
+            if suspects.contains(partition) {
                 return Err(refuse(Status::Suspect, format!("partition {partition} is being rebuilt")));
             }
         }
@@ -257,7 +275,10 @@ fn check_time_and_epoch(
         return Err(refuse(Status::StaleEpoch, format!("epoch {epoch} is over, this is epoch {}", placement.epoch())));
     }
     if epoch > placement.epoch() {
-        return Err(refuse(Status::NotReady, format!("epoch {epoch} is not known here yet, this is epoch {}", placement.epoch())));
+        return Err(refuse(
+            Status::NotReady,
+            format!("epoch {epoch} is not known here yet, this is epoch {}", placement.epoch()),
+        ));
     }
     Ok(())
 }

@@ -12,18 +12,29 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
 impl Coordinator {
     /// Checks an operation, fills in what it leaves to the coordinator (level, operation id), and merges its stamps into the clock.
     /// An error has taken no effect.
-    pub(super) fn admit(&self, mut operation: Operation, below: &mut Below<'_>) -> Result<(Operation, Duration), Outcome> {
+    pub(super) fn admit(
+        &self,
+        mut operation: Operation,
+        below: &mut Below<'_>,
+    ) -> Result<(Operation, Duration), Outcome> {
         let wall = below.now.wall;
         if self.in_flight() >= self.config.max_in_flight {
-            return Err(Outcome::because(Status::Overloaded, format!("{} operations are under way here", self.in_flight())));
+            return Err(Outcome::because(
+                Status::Overloaded,
+                format!("{} operations are under way here", self.in_flight()),
+            ));
         }
         let topology = below.placement.topology();
         let Some(keyspace) = topology.keyspace(operation.keyspace) else {
-            return Err(Outcome::because(Status::UnknownKeyspace, format!("there is no keyspace with id {}", operation.keyspace)));
+            return Err(Outcome::because(
+                Status::UnknownKeyspace,
+                format!("there is no keyspace with id {}", operation.keyspace),
+            ));
         };
         self.check_action(&operation.action)?;
         let default = if operation.action.is_write() { keyspace.write_level } else { keyspace.read_level };
-        let level = *operation.level.get_or_insert(if operation.action.is_conditional() { Level::Serial } else { default });
+        let level =
+            *operation.level.get_or_insert(if operation.action.is_conditional() { Level::Serial } else { default });
         let replicas = usize::from(topology.assignments[usize::from(keyspace.assignment)].replicas);
         if level.need(replicas) > replicas {
             let message = format!("level {level} needs more replicas than the {replicas} that each key has");
@@ -56,7 +67,8 @@ impl Coordinator {
         if let Mutation::Put { value, attributes, .. } = mutation {
             fits(value.len())?;
             if attributes.byte_len() > Attributes::MAX_LEN {
-                let message = format!("attributes have at most {} bytes, not {}", Attributes::MAX_LEN, attributes.byte_len());
+                let message =
+                    format!("attributes have at most {} bytes, not {}", Attributes::MAX_LEN, attributes.byte_len());
                 return Err(Outcome::because(Status::InvalidArgument, message));
             }
         }
@@ -68,13 +80,17 @@ impl Coordinator {
         let wall = below.now.wall;
         let needs_draw = operation.op_id.is_zero();
         if needs_draw {
-            operation.op_id = below.clock.draw(wall).map_err(|error| Outcome::because(Status::NotReady, error.to_string()))?;
+            operation.op_id =
+                below.clock.draw(wall).map_err(|error| Outcome::because(Status::NotReady, error.to_string()))?;
         } else if !below.clock.is_confirmed() {
             return Err(Outcome::because(Status::NotReady, "this node's time is not confirmed by a majority yet"));
         }
         let at = operation.op_id.wall();
         if at + self.times.op_lifetime < wall {
-            return Err(Outcome::because(Status::OpExpired, format!("the operation id is {} s old", wall.since(at).as_secs())));
+            return Err(Outcome::because(
+                Status::OpExpired,
+                format!("the operation id is {} s old", wall.since(at).as_secs()),
+            ));
         }
         let newest = dunlin_protocol::Millis(below.clock.hlc() >> 16).max(wall) + self.times.redraw_window;
         let near = at >= wall.minus(self.times.redraw_window) && at <= newest;

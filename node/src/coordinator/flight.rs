@@ -1,5 +1,7 @@
 //! One operation under way: its machine, and what was sent for it.
 
+use std::time::Duration;
+
 use dunlin_paxos::{Config, Context, Ending as SerialEnding, Goal, Proposer};
 use dunlin_protocol::message::{PeerRequest, RegisterCall};
 use dunlin_protocol::register::RegisterRequest;
@@ -10,6 +12,9 @@ use crate::outbox::ReplyTo;
 
 use super::admission::{is_serial, plain_record};
 use super::{Below, Coordinator, Reply, RequestId, reply};
+
+/// The soonest that a timer comes.
+pub(super) const SOONEST: Duration = Duration::from_micros(1);
 
 /// Who gets an operation's result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +51,9 @@ struct Sent {
 
 enum Machine {
     /// Waits for the serial operations on its key that came before.
-    Queued { tried: bool },
+    Queued {
+        tried: bool,
+    },
     Write(Write),
     Read(Read),
     Propose(Box<Proposer>),
@@ -125,7 +132,13 @@ impl Coordinator {
     }
 
     /// Starts an admitted operation.
-    pub(super) fn take_off(&mut self, requester: Requester, operation: Operation, deadline: Tick, below: &mut Below<'_>) {
+    pub(super) fn take_off(
+        &mut self,
+        requester: Requester,
+        operation: Operation,
+        deadline: Tick,
+        below: &mut Below<'_>,
+    ) {
         let partition = below.placement.partition_of(operation.keyspace, &operation.key);
         let Some(list) = below.placement.preference_list(operation.keyspace, partition).cloned() else {
             return self.give(requester, Outcome::of(Status::UnknownKeyspace), below);
@@ -224,7 +237,9 @@ impl Coordinator {
             Machine::Queued { tried } => {
                 let tried = *tried;
                 let outcome = match tried {
-                    true => Outcome::because(Status::Timeout, "it waited too long for the operations on this key before it"),
+                    true => {
+                        Outcome::because(Status::Timeout, "it waited too long for the operations on this key before it")
+                    }
                     false => Outcome::because(Status::Overloaded, "too many serial operations on this key"),
                 };
                 self.answer(number, outcome, below);
@@ -234,6 +249,11 @@ impl Coordinator {
             Machine::Propose(proposer) => proposer.handle_timeout(&mut Context { now: below.now, clock: below.clock }),
         }
         self.drive(number, below);
+        if self.flights.get(&number).is_some_and(|flight| !flight.answered && flight.deadline <= below.now.tick) {
+            let outcome = Outcome::because(Status::Timeout, "the operation was not decided in time");
+            self.answer(number, outcome, below);
+            self.land(number);
+        }
     }
 
     fn end(&mut self, number: u64, ending: Ending, below: &mut Below<'_>) {
@@ -247,7 +267,9 @@ impl Coordinator {
                 flight.machine = Machine::Queued { tried: false };
                 self.enter_queue(number, below);
             }
-            Ending::Read(ReadEnding::Found { record, ballot }) if !ballot.is_zero() && record.head.is_expired(below.now.wall) => {
+            Ending::Read(ReadEnding::Found { record, ballot })
+                if !ballot.is_zero() && record.head.is_expired(below.now.wall) =>
+            {
                 // On a serial key expiry is a decision (2.3).
                 flight.machine = Machine::Queued { tried: false };
                 self.enter_queue(number, below);
@@ -282,7 +304,7 @@ impl Coordinator {
     }
 
     /// The operation is the first of its key's queue.
-    fn propose(&mut self, number: u64, below: &mut Below<'_>) {
+    pub(super) fn propose(&mut self, number: u64, below: &mut Below<'_>) {
         let seed = self.draw_seed();
         let config = Config {
             k: self.config.lineage,
@@ -294,7 +316,9 @@ impl Coordinator {
         let Machine::Queued { tried } = flight.machine else { return };
         let goal = match &flight.operation.action {
             Action::Read { .. } => Goal::Read,
-            Action::Write { condition, mutation } => Goal::Write { condition: condition.clone(), mutation: mutation.clone() },
+            Action::Write { condition, mutation } => {
+                Goal::Write { condition: condition.clone(), mutation: mutation.clone() }
+            }
             Action::Outcome => Goal::Outcome,
         };
         let nearest = below.peers.order(&flight.list).first().copied().unwrap_or(0);
@@ -332,9 +356,7 @@ impl Coordinator {
             flight.deadline = below.now.tick;
         }
         self.give(requester, outcome, below);
-        if let Some(next) = self.queues.leave(keyspace, &key, number) {
-            self.propose(next, below);
-        }
+        self.runnable.extend(self.queues.leave(keyspace, &key, number));
     }
 
     /// Hands a result to whoever asked.
@@ -353,6 +375,8 @@ impl Coordinator {
             return self.land(number);
         }
         let wanted = flight.machine.poll_timeout().map_or(flight.deadline, |tick| tick.min(flight.deadline));
+        // Never at once: a machine that asks for a time that is past is called again, but others come first.
+        let wanted = wanted.max(below.now.tick + SOONEST);
         if flight.timer != Some(wanted) {
             if let Some(old) = flight.timer.replace(wanted) {
                 self.timers.remove(&(old, number));
@@ -395,4 +419,3 @@ fn plain_machine(operation: &Operation, list: &PreferenceList, deadline: Tick, b
         Action::Outcome => None,
     }
 }
-

@@ -78,6 +78,8 @@ pub(crate) struct Coordinator {
     timers: BTreeSet<(Tick, u64)>,
     /// Answers that came while a machine was being driven.
     inbox: VecDeque<(u64, Reply)>,
+    /// Operations that have become the first of their key's queue.
+    runnable: VecDeque<u64>,
 }
 
 /// What comes back for a request id.
@@ -118,6 +120,7 @@ impl Coordinator {
             queues: SerialQueues::default(),
             timers: BTreeSet::new(),
             inbox: VecDeque::new(),
+            runnable: VecDeque::new(),
         }
     }
 
@@ -166,8 +169,14 @@ impl Coordinator {
         }
     }
 
+    /// Carries on with what was set aside, so that machines never drive each other recursively.
     fn work_off(&mut self, below: &mut Below<'_>) {
-        while let Some((id, reply)) = self.inbox.pop_front() {
+        loop {
+            if let Some(number) = self.runnable.pop_front() {
+                self.propose(number, below);
+                continue;
+            }
+            let Some((id, reply)) = self.inbox.pop_front() else { return };
             let id = RequestId(id);
             if self.flights.contains_key(&id.number()) {
                 self.flight_reply(id, reply, below);
@@ -192,7 +201,14 @@ impl Coordinator {
     }
 
     /// Sends a request to a replica: to a peer through the outbox, to this node's own directly.
-    fn send(inbox: &mut VecDeque<(u64, Reply)>, me: NodeId, to: NodeId, id: u64, request: &PeerRequest, below: &mut Below<'_>) {
+    fn send(
+        inbox: &mut VecDeque<(u64, Reply)>,
+        me: NodeId,
+        to: NodeId,
+        id: u64,
+        request: &PeerRequest,
+        below: &mut Below<'_>,
+    ) {
         if to != me {
             if !below.out.request(to, id, request) {
                 inbox.push_back((id, Reply::Answer(Answer::NotSent)));

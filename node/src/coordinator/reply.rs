@@ -58,14 +58,19 @@ pub(super) fn of_serial(ending: SerialEnding, operation: &Operation, in_doubt: b
             Outcome { version, number, expires_at, ..Outcome::of(Status::Ok) }
         }
         SerialEnding::NotApplied => Outcome::of(Status::NotApplied),
-        SerialEnding::ConditionFailed { current } => Outcome { version: current, ..Outcome::of(Status::PreconditionFailed) },
+        SerialEnding::ConditionFailed { current } => {
+            Outcome { version: current, ..Outcome::of(Status::PreconditionFailed) }
+        }
         SerialEnding::NotANumber => Outcome::of(Status::NotANumber),
         SerialEnding::OutcomeApplied { version } => Outcome { version, ..Outcome::of(Status::Ok) },
         SerialEnding::Unknown => Outcome::of(Status::OutcomeUnknown),
         SerialEnding::Reused => Outcome::of(Status::OpIdReused),
         SerialEnding::TimedOut { need, got, sent } if !sent && operation.action.is_write() => Outcome {
             counts: counts(need, got, 0),
-            ..Outcome::because(Status::Unavailable, format!("{got} of {need} replicas answered in time: nothing was changed"))
+            ..Outcome::because(
+                Status::Unavailable,
+                format!("{got} of {need} replicas answered in time: nothing was changed"),
+            )
         },
         SerialEnding::TimedOut { need, got, .. } => timeout(need, got),
         SerialEnding::Unavailable { need, alive } if in_doubt => timeout(need, alive),

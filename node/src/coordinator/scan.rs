@@ -3,8 +3,8 @@
 
 use dunlin_protocol::message::{EntryView, PeerRequest, ReplicaScan, ReplyBody, ScanCursor, ScanPage, ScanRequest};
 use dunlin_protocol::{
-    Action, Answer, Epoch, Key, Level, NodeId, Operation, OpId, Outcome, PartitionId, PreferenceList, Stamp, Status, Tick,
-    Window,
+    Action, Answer, Epoch, Key, Level, NodeId, OpId, Operation, Outcome, PartitionId, PreferenceList, Stamp, Status,
+    Tick, Window,
 };
 use dunlin_quorum::{PageRequest, Scan, ScanEffect, ScanEnding, ScanItem, ScanPlan};
 
@@ -66,7 +66,8 @@ impl ScanFlight {
     fn fill(&mut self, at: usize, row: Row) {
         if let Row::Found(entry) = &row {
             self.found += 1;
-            self.found_bytes += entry.key.as_bytes().len() + entry.content.as_ref().map_or(0, |_| entry.value_len as usize);
+            self.found_bytes +=
+                entry.key.as_bytes().len() + entry.content.as_ref().map_or(0, |_| entry.value_len as usize);
         }
         self.rows[at] = row;
     }
@@ -87,7 +88,10 @@ impl Coordinator {
         let partitions = topology.partitioning.count();
         let start = request.cursor.take().unwrap_or(ScanCursor { partition: PartitionId(0), after: None });
         if u32::from(start.partition.0) >= partitions {
-            return refuse(Outcome::because(Status::InvalidArgument, "the cursor names no partition of this cluster"), below);
+            return refuse(
+                Outcome::because(Status::InvalidArgument, "the cursor names no partition of this cluster"),
+                below,
+            );
         }
         let level = reply::scan_level(request.level.unwrap_or(keyspace.read_level));
         let replicas = usize::from(topology.assignments[usize::from(keyspace.assignment)].replicas);
@@ -129,7 +133,9 @@ impl Coordinator {
         }
         match reply {
             Reply::Page(page) => run.machine.handle_page(below.now.tick, replica, Ok(page)),
-            Reply::Answer(Answer::Refused { status, .. }) => run.machine.handle_page(below.now.tick, replica, Err(status)),
+            Reply::Answer(Answer::Refused { status, .. }) => {
+                run.machine.handle_page(below.now.tick, replica, Err(status))
+            }
             Reply::Answer(_) => run.machine.handle_page(below.now.tick, replica, Err(Status::Unavailable)),
         }
         self.advance(id.number(), below);
@@ -177,7 +183,12 @@ impl Coordinator {
         while self.step(number, below) {}
         let Some(scan) = self.scans.get_mut(&number) else { return };
         scan.advancing = false;
-        let wanted = scan.run.as_ref().and_then(|run| run.machine.poll_timeout()).map_or(scan.deadline, |t| t.min(scan.deadline));
+        let wanted = scan
+            .run
+            .as_ref()
+            .and_then(|run| run.machine.poll_timeout())
+            .map_or(scan.deadline, |t| t.min(scan.deadline));
+        let wanted = wanted.max(below.now.tick + super::flight::SOONEST);
         if scan.timer != Some(wanted) {
             if let Some(old) = scan.timer.replace(wanted) {
                 self.timers.remove(&(old, number));
@@ -244,7 +255,8 @@ impl Coordinator {
         };
         let nodes = sorted(&list);
         let partitions = below.placement.topology().partitioning.all();
-        let same = |p: &PartitionId| below.placement.preference_list(keyspace, *p).is_some_and(|other| sorted(other) == nodes);
+        let same =
+            |p: &PartitionId| below.placement.preference_list(keyspace, *p).is_some_and(|other| sorted(other) == nodes);
         let last = partitions.skip(usize::from(at.partition.0)).take_while(same).last().unwrap_or(at.partition);
         let (order, alive) = (below.peers.order(&list), below.peers.alive(&list));
         let limit = (scan.request.limit as usize - scan.found) as u32;
@@ -304,22 +316,29 @@ impl Coordinator {
         let (items, complete_upto) = match ending {
             ScanEnding::Page { items, complete_upto } => (items, complete_upto),
             ScanEnding::Unavailable { need, alive } => {
-                scan.failed = Some(Outcome::because(Status::Unavailable, format!("{need} replicas are needed and {alive} are alive")));
+                scan.failed = Some(Outcome::because(
+                    Status::Unavailable,
+                    format!("{need} replicas are needed and {alive} are alive"),
+                ));
                 return;
             }
             ScanEnding::Timeout { need, got } => {
-                scan.failed = Some(Outcome::because(Status::Timeout, format!("{got} of {need} replicas answered in time")));
+                scan.failed =
+                    Some(Outcome::because(Status::Timeout, format!("{got} of {need} replicas answered in time")));
                 return;
             }
             ScanEnding::Failed { status, need, got } => {
-                scan.failed = Some(Outcome::because(status, format!("{got} of {need} replicas answered, others refused")));
+                scan.failed =
+                    Some(Outcome::because(status, format!("{got} of {need} replicas answered, others refused")));
                 return;
             }
         };
         let last_partition = below.placement.topology().partitioning.all().next_back().unwrap_or_default();
         scan.at = match complete_upto {
             Some((partition, key)) => Some(ScanCursor { partition, after: Some(key) }),
-            None if run.last < last_partition => Some(ScanCursor { partition: PartitionId(run.last.0 + 1), after: None }),
+            None if run.last < last_partition => {
+                Some(ScanCursor { partition: PartitionId(run.last.0 + 1), after: None })
+            }
             None => None,
         };
         let (keyspace, level, epoch, deadline) = (scan.request.keyspace, scan.level, scan.epoch, scan.deadline);
@@ -376,4 +395,3 @@ impl Coordinator {
         reply::send_body(scan.to, body, below);
     }
 }
-
