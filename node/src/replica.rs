@@ -211,12 +211,23 @@ impl Replica {
         if !want.lineage && (head.tombstone || !with_content || want == Want::HEAD) {
             return Ok(RecordView { head, lineage: None, content: tombstone });
         }
-        let stored = self.engine.load(place).map_err(|error| refuse_read(&error))?;
+        let stored = self.engine.load(place).map_err(|error| self.refuse_read(&error))?;
         Ok(RecordView {
             head,
             lineage: want.lineage.then_some(stored.lineage),
             content: with_content.then_some(stored.content),
         })
+    }
+
+    /// A record that cannot be read: rot, and the replica must not vote on what it may have lost (PROTOCOL.md 2.5).
+    fn refuse_read(&self, error: &ReadError) -> PeerReplyBody {
+        tracing::error!(%error, "a stored record cannot be read");
+        if let ReadError::Damaged(damage) = error
+            && let Err(error) = self.engine.mark_damage(damage)
+        {
+            tracing::error!(%error, "the partition could not be marked suspect");
+        }
+        refuse(error.status(), error.to_string())
     }
 
     fn page(&self, placement: &Placement, scan: &ReplicaScan) -> Result<(ReplicaPage, Position), PeerReplyBody> {
@@ -307,10 +318,5 @@ pub(crate) fn refuse(status: Status, message: impl Into<String>) -> PeerReplyBod
 }
 
 fn refuse_write(error: &WriteError) -> PeerReplyBody {
-    refuse(error.status(), error.to_string())
-}
-
-fn refuse_read(error: &ReadError) -> PeerReplyBody {
-    tracing::error!(%error, "a stored record cannot be read");
     refuse(error.status(), error.to_string())
 }
