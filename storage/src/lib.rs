@@ -1,1 +1,45 @@
-//! Not begun.
+//! The storage engine of one node: an append-only log of frames in segments, which is the data and the write-ahead log at once, and in memory an
+//! ordered table that says for each key what its register holds and where (Bitcask, Sheehy and Smith 2010; group commit, DeWitt et al. 1984).
+//!
+//! [`Engine`] is the type to start at. It knows no cluster: the rule by which a key changes reaches it as a closure over the key's
+//! [`Register`](dunlin_protocol::register::Register), and what it returns is a position in the log. It starts no thread: its owner calls
+//! [`Engine::write_pending`] from a writer thread, or as an event of a simulation. All file access goes through a [`Disk`]: a [`FileDisk`] or, with
+//! crashes and faults, a [`MemoryDisk`].
+//!
+//! Beside the log there are a few small files: [`Identity`], [`ClockFile`], and whatever the owner keeps with [`store_blob`].
+//!
+//! It deliberately does not: decide anything about stamps or ballots, read a clock for anything but statistics, retry a failed write or sync (it
+//! is poisoned and recovers by reopening), or keep its index on disk (the whole log is replayed when it is opened).
+
+mod blob;
+mod clock_file;
+mod disk;
+mod engine;
+mod error;
+mod frame;
+mod identity;
+mod log;
+mod manifest;
+mod memtable;
+mod options;
+mod place;
+mod recovery;
+mod replay;
+mod room;
+mod segment;
+mod stats;
+mod suspects;
+
+pub use blob::{load_blob, store_blob};
+pub use clock_file::ClockFile;
+pub use disk::{Disk, DiskFile, FileDisk, MemoryDisk};
+pub use engine::{Engine, Entry, KeyRef, Stored, Updated};
+pub use error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError, WriteError};
+pub use frame::MAX_VALUE_LEN;
+pub use identity::Identity;
+pub use memtable::ScanRange;
+pub use options::{Options, Sync};
+pub use place::{Place, Position, SegmentId};
+pub use recovery::Recovery;
+pub use stats::Stats;
+pub use suspects::Suspects;

@@ -1,0 +1,192 @@
+//! `FileDisk`: a directory of the file system.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+
+use crate::error::OpenError;
+use crate::place::SEGMENTS_DIR;
+
+use super::{Disk, DiskFile};
+
+const LOCK: &str = "LOCK";
+
+/// A directory of the file system, held by its LOCK (`flock`) as long as this value lives.
+#[derive(Debug)]
+pub struct FileDisk {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl FileDisk {
+    /// Opens a data directory, and makes it where there is none.
+    ///
+    /// # Errors
+    /// [`OpenError::DataDirInUse`] while another `FileDisk`, of this process or another one, holds it.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let dir = dir.as_ref().to_path_buf();
+        let failed = |source| OpenError::DataDir { path: dir.clone(), source };
+        std::fs::create_dir_all(dir.join(SEGMENTS_DIR)).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let lock = options.read(true).write(true).create(true).truncate(false).open(dir.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::DataDirInUse { path: dir }),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let disk = Self { dir: dir.clone(), _lock: lock };
+        disk.sync_dir("").map_err(failed)?;
+        // The directory itself may be new: its name lies in its parent. A parent that may not be read is not ours to sync.
+        if let Some(parent) = dir.canonicalize().map_err(failed)?.parent()
+            && let Ok(parent) = File::open(parent)
+        {
+            parent.sync_all().map_err(failed)?;
+        }
+        Ok(disk)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Disk for FileDisk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).open(self.dir.join(name))?;
+        Ok(Arc::new(OpenFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(OpenFile(OpenOptions::new().read(true).write(true).open(self.dir.join(name))?)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.dir.join(name))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.dir.join(dir))? {
+            let entry = entry?;
+            // A name that is no UTF-8 is none of ours.
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        File::open(self.dir.join(dir))?.sync_all()
+    }
+}
+
+struct OpenFile(File);
+
+impl DiskFile for OpenFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut read = 0;
+        while read < buffer.len() {
+            match self.0.read_at(&mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(n) => read += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), offset, len) {
+            Ok(()) => Ok(()),
+            // A file system without preallocation: writing is the only way to be given the room.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeros(self, offset, len),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn write_zeros(file: &dyn DiskFile, offset: u64, len: u64) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut written = 0;
+    while written < len {
+        let piece = (len - written).min(ZEROS.len() as u64) as usize;
+        super::write_all(file, offset + written, &ZEROS[..piece])?;
+        written += piece as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_names() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = FileDisk::open(dir.path().join("data")).expect("opens");
+        let file = disk.create("a.tmp").expect("creates");
+        assert_eq!(file.write_at(0, b"hello").expect("writes"), 5);
+        file.preallocate(5, 1000).expect("allocates");
+        file.sync().expect("syncs");
+        disk.rename("a.tmp", "a").expect("renames");
+        disk.create("segments/x").expect("creates");
+        disk.sync_dir("").expect("syncs");
+        assert_eq!(disk.list("").expect("lists"), ["LOCK", "a"]);
+        assert_eq!(disk.list("segments").expect("lists"), ["x"]);
+        let file = disk.open("a").expect("opens");
+        let mut buffer = [1; 8];
+        assert_eq!(file.read_at(0, &mut buffer).expect("reads"), 8);
+        assert_eq!(&buffer, b"hello\0\0\0");
+        file.truncate(3).expect("truncates");
+        assert_eq!(file.read_at(0, &mut buffer).expect("reads"), 3);
+        disk.remove("a").expect("removes");
+        assert_eq!(disk.open("a").err().map(|e| e.kind()), Some(io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn one_at_a_time() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = FileDisk::open(dir.path()).expect("opens");
+        assert!(matches!(FileDisk::open(dir.path()), Err(OpenError::DataDirInUse { .. })));
+        drop(first);
+        assert!(FileDisk::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("file"), b"").expect("writes");
+        assert!(matches!(FileDisk::open(dir.path().join("file/below")), Err(OpenError::DataDir { .. })));
+    }
+}

@@ -1,0 +1,303 @@
+//! What can go wrong, an enum for each operation.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use dunlin_protocol::{PartitionId, Status};
+
+use crate::place::{Place, SegmentId};
+
+/// Whose data is concerned by damage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Affected {
+    /// No data was lost.
+    Nothing,
+    /// This partition's.
+    Partition(PartitionId),
+    /// It cannot be told: any partition's.
+    Everything,
+}
+
+/// What the `expected` and `found` of a [`Damage`] are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum DamageKind {
+    /// Checksums.
+    Checksum,
+    /// The log's end that a later part of the log names, and where it ended: what lies between is missing.
+    Missing,
+    /// The file is not there at all; 1 file expected, 0 found.
+    MissingFile,
+    /// The id of the segment that the file should be and that it says it is.
+    SwappedFile,
+    /// The checksum fits (it is in both fields), but the contents make no sense.
+    Malformed,
+    /// A commit whose accepted record is not there: ballots, cut to their low 64 bits.
+    MissingPending,
+}
+
+/// Damage found in a file. Never repaired silently, never a panic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// The file, relative to the data directory.
+    pub file: String,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// What the next two are.
+    pub kind: DamageKind,
+    /// What should be there.
+    pub expected: u64,
+    /// What is there.
+    pub found: u64,
+    /// Whose data is concerned.
+    pub affected: Affected,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, offset, kind, expected, found, affected } = self;
+        match kind {
+            DamageKind::Checksum => {
+                write!(f, "{file} at {offset}: checksum {found:08x} where {expected:08x} was expected")?;
+            }
+            DamageKind::Missing => {
+                write!(f, "{file} at {offset}: the log ends at {found} where {expected} was expected")?;
+            }
+            DamageKind::MissingFile => write!(f, "{file} is missing")?,
+            DamageKind::SwappedFile => write!(f, "{file} holds segment {found:x} where {expected:x} was expected")?,
+            DamageKind::Malformed => write!(f, "{file} at {offset}: malformed contents under a valid checksum")?,
+            DamageKind::MissingPending => {
+                write!(f, "{file} at {offset}: a commit of {expected:x} finds {found:x} accepted")?;
+            }
+        }
+        match affected {
+            Affected::Nothing => f.write_str(" (no data lost)"),
+            Affected::Partition(partition) => write!(f, " (partition {partition})"),
+            Affected::Everything => f.write_str(" (any partition)"),
+        }
+    }
+}
+
+/// Why an engine or a data directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process, or another engine in this one, uses the data directory.
+    #[error("the data directory {} is in use by another process", path.display())]
+    DataDirInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The data directory cannot be made or opened.
+    #[error("the data directory {} cannot be used", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be read or written. A full disk shows as [`io::ErrorKind::StorageFull`].
+    #[error("{file} failed")]
+    Io {
+        /// The file, relative to the data directory.
+        file: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of a newer format: this program is too old for the directory.
+    #[error("{file} has format version {found}, and this program knows versions up to {known}")]
+    Version {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// The newest one known.
+        known: u32,
+    },
+    /// An option is out of range.
+    #[error("{option} is out of range: {why}")]
+    InvalidOption {
+        /// Which one.
+        option: &'static str,
+        /// Its range.
+        why: &'static str,
+    },
+}
+
+impl OpenError {
+    /// The code for users.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::DataDirInUse { .. } => Status::DataDirInUse,
+            Self::Io { source, .. } | Self::DataDir { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Status::DiskFull
+            }
+            Self::DataDir { .. } => Status::Local,
+            Self::Io { .. } => Status::StorageFailed,
+            Self::Version { .. } => Status::VersionMismatch,
+            Self::InvalidOption { .. } => Status::InvalidConfig,
+        }
+    }
+
+    pub(crate) fn io(file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let file = file.into();
+        move |source| Self::Io { file, source }
+    }
+}
+
+impl From<FileError> for OpenError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { file, source } => Self::Io { file, source },
+            FileError::Version { file, found, known } => Self::Version { file, found, known },
+            FileError::Damaged(damage) => {
+                Self::Io { source: io::Error::new(io::ErrorKind::InvalidData, damage.to_string()), file: damage.file }
+            }
+        }
+    }
+}
+
+/// Why a small file could not be loaded or stored.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It could not be read or written.
+    #[error("{file} failed")]
+    Io {
+        /// The file, relative to the data directory.
+        file: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A checksum does not fit: the file is damaged, and there is no other copy in this directory.
+    #[error("damaged: {0}")]
+    Damaged(Damage),
+    /// A file of a newer format.
+    #[error("{file} has format version {found}, and this program knows versions up to {known}")]
+    Version {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// The newest one known.
+        known: u32,
+    },
+}
+
+impl FileError {
+    /// The code for users.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Status::DiskFull,
+            Self::Io { .. } => Status::StorageFailed,
+            Self::Damaged(_) => Status::Corruption,
+            Self::Version { .. } => Status::VersionMismatch,
+        }
+    }
+
+    pub(crate) fn io(file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let file = file.into();
+        move |source| Self::Io { file, source }
+    }
+}
+
+/// Why a change was refused, or the writer failed. A refused change left no trace.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// An earlier write or sync failed: no more writes until the engine is opened again.
+    #[error("storage failed earlier and takes no writes until the node is restarted")]
+    Poisoned,
+    /// The disk is full. Reads go on, and so do deletes while the reserve lasts.
+    #[error("the disk is full")]
+    DiskFull,
+    /// Too much waits for the disk.
+    #[error("too many bytes wait to be written")]
+    Overloaded,
+    /// The record is too large.
+    #[error("{what} of {len} bytes is larger than {max}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The most that is allowed.
+        max: usize,
+    },
+    /// The writer's own failure: what was pending may or may not be on the disk, the engine is poisoned.
+    #[error("{file} failed; storage takes no more writes until the node is restarted")]
+    Io {
+        /// The file, relative to the data directory.
+        file: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl WriteError {
+    /// The code for users.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Poisoned | Self::Io { .. } => Status::StorageFailed,
+            Self::DiskFull => Status::DiskFull,
+            Self::Overloaded => Status::Overloaded,
+            Self::TooLarge { .. } => Status::ValueTooLarge,
+        }
+    }
+
+    pub(crate) fn io(file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let file = file.into();
+        move |source| Self::Io { file, source }
+    }
+}
+
+impl From<FileError> for WriteError {
+    fn from(error: FileError) -> Self {
+        match OpenError::from(error) {
+            OpenError::Io { file, source } => Self::Io { file, source },
+            other => Self::Io { file: String::new(), source: io::Error::other(other) },
+        }
+    }
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The segment could not be read.
+    #[error("{file} cannot be read at {offset}")]
+    Io {
+        /// The file, relative to the data directory.
+        file: String,
+        /// Where.
+        offset: u64,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// What is there is not what was written.
+    #[error("damaged: {0}")]
+    Damaged(Damage),
+    /// There is no such segment (any more): the place comes from elsewhere, or from an entry that has changed since.
+    #[error("segment {} is gone", segment.0)]
+    Gone {
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// The frame there holds no record.
+    #[error("the frame at {place:?} holds no record")]
+    NoRecord {
+        /// Where.
+        place: Place,
+    },
+}
+
+impl ReadError {
+    /// The code for users.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Damaged(_) => Status::Corruption,
+            Self::Io { .. } | Self::Gone { .. } | Self::NoRecord { .. } => Status::StorageFailed,
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Frames: how changes lie in the log.
+//!
+//! Every item of a segment begins with a head of [`HEAD_LEN`] bytes. All numbers are little-endian.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..4 | CRC-32 of bytes 8 to the end, masked |
+//! | 4..8 | CRC-32 of bytes 8..24, masked: so that of a damaged frame it is still known whose it was and where the next one begins |
+//! | 8..12 | length of the item, head included, at most [`MAX_FRAME_LEN`] |
+//! | 12 | kind, see [`Kind`] |
+//! | 13 | 0 |
+//! | 14..16 | flags: which of the fields below are there |
+//! | 16..18 | partition |
+//! | 18..20 | length of the key |
+//! | 20..24 | keyspace |
+//!
+//! Both checksums are masked (exclusive or) with a number made of segment and offset: what a recycled file or a misdirected write brings to
+//! another place does not check there.
+//!
+//! A **batch** has length [`BATCH_LEN`], kind 1, nothing else in the head, and then
+//! 8 bytes `synced_upto`, the position up to which the log was synced when the batch was written, and 8 bytes `previous_end`, the position at
+//! which the item before it ends, in this segment or an earlier one. It precedes the frames that were written with it in one go.
+//!
+//! A **frame** has then, in this order, those that its kind has or its flags name:
+//!
+//! | bytes | field | there |
+//! |---|---|---|
+//! | 8 | stored_at | always |
+//! | 16 | ballot | BALLOT; otherwise zero |
+//! | 16 | promised | PROMISED; otherwise the ballot (accept) |
+//! | 16 | stamp | record, tombstone, accept |
+//! | 16 | op id | OP_ID; otherwise the stamp |
+//! | 16 | reach | REACH; otherwise the stamp |
+//! | 8 | expires_at | EXPIRY; otherwise never |
+//! | key length | key | always |
+//! | 2 + 32 n | lineage: n, then n times op id and stamp | LINEAGE; otherwise empty |
+//! | 2 + n | attributes: how many, then for each length (2) and bytes of name and value | ATTRIBUTES; otherwise none |
+//! | the rest | value | not with TOMBSTONE, which the kind tombstone has, too |
+
+use bytes::Bytes;
+use dunlin_protocol::register::Change;
+use dunlin_protocol::{Ancestor, Attributes, Content, Key, KeyspaceId, Millis, PartitionId, Record, RecordHead, Stamp};
+
+use crate::engine::KeyRef;
+use crate::error::WriteError;
+use crate::place::SegmentId;
+
+pub(crate) const HEAD_LEN: usize = 24;
+pub(crate) const BATCH_LEN: usize = HEAD_LEN + 16;
+/// The largest value in bytes.
+pub const MAX_VALUE_LEN: usize = 1 << 20;
+/// Room for the largest value, key, attributes, and a lineage of 1,024.
+pub(crate) const MAX_FRAME_LEN: usize = MAX_VALUE_LEN + (64 << 10);
+
+const TOMBSTONE: u16 = 1;
+const BALLOT: u16 = 1 << 1;
+const PROMISED: u16 = 1 << 2;
+const OP_ID: u16 = 1 << 3;
+const REACH: u16 = 1 << 4;
+const EXPIRY: u16 = 1 << 5;
+const LINEAGE: u16 = 1 << 6;
+const ATTRIBUTES: u16 = 1 << 7;
+
+/// What an item is. Numbers are for ever; 8 is kept for chunks of large values and 9 for hints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Batch = 1,
+    /// [`Change::Store`] of a value.
+    Record = 2,
+    /// [`Change::Store`] of a tombstone.
+    Tombstone = 3,
+    Promise = 4,
+    Accept = 5,
+    /// By name: what was accepted at the ballot becomes the record.
+    Commit = 6,
+    /// [`Change::Forget`].
+    Drop = 7,
+    Purge = 10,
+}
+
+impl Kind {
+    fn of_number(number: u8) -> Option<Self> {
+        let kinds = [
+            Self::Batch,
+            Self::Record,
+            Self::Tombstone,
+            Self::Promise,
+            Self::Accept,
+            Self::Commit,
+            Self::Drop,
+            Self::Purge,
+        ];
+        kinds.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// An item's head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Head {
+    pub(crate) len: u32,
+    pub(crate) kind: u8,
+    flags: u16,
+    pub(crate) partition: PartitionId,
+    key_len: u16,
+    pub(crate) keyspace: KeyspaceId,
+}
+
+/// Bytes that are no item of this place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BadItem {
+    /// The head, where only what follows it is damaged.
+    pub(crate) head: Option<Head>,
+    pub(crate) expected: u32,
+    pub(crate) found: u32,
+}
+
+/// A batch's fields.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Batch {
+    pub(crate) synced_upto: u64,
+    pub(crate) previous_end: u64,
+}
+
+/// A frame, read but for the record's body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Frame<'a> {
+    pub(crate) key: KeyRef<'a>,
+    pub(crate) change: Change,
+    pub(crate) stored_at: Millis,
+    /// There where the change takes a record.
+    pub(crate) record: Option<RecordHead>,
+    /// Lineage, attributes and value.
+    body: &'a [u8],
+    flags: u16,
+}
+
+/// A checked item whose contents make no sense.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Malformed;
+
+/// Encodes a frame, all but its place: [`set_place`] completes it.
+pub(crate) fn encode(
+    key: KeyRef<'_>,
+    change: &Change,
+    record: Option<&Record>,
+    stored_at: Millis,
+) -> Result<Vec<u8>, WriteError> {
+    check_len("the key", key.key.len(), Key::MAX_LEN)?;
+    let record = record.filter(|_| change.takes_record());
+    let (mut kind, ballot, promised) = match *change {
+        Change::Promise { ballot } => (Kind::Promise, ballot, Stamp::ZERO),
+        Change::Accept { ballot, promised } => (Kind::Accept, ballot, promised),
+        Change::Store { ballot } => (Kind::Record, ballot, Stamp::ZERO),
+        Change::Commit { ballot } => (Kind::Commit, ballot, Stamp::ZERO),
+        Change::Forget => (Kind::Drop, Stamp::ZERO, Stamp::ZERO),
+        Change::Purge => (Kind::Purge, Stamp::ZERO, Stamp::ZERO),
+    };
+    let mut flags = 0;
+    let mut set = |flag: u16, is_set: bool| flags |= if is_set { flag } else { 0 };
+    set(BALLOT, !ballot.is_zero());
+    set(PROMISED, kind == Kind::Accept && promised != ballot);
+    let value = record.and_then(|r| r.content.bytes());
+    if let Some(record) = record {
+        let tombstone = record.content == Content::Tombstone;
+        if tombstone && kind == Kind::Record {
+            kind = Kind::Tombstone;
+        }
+        set(TOMBSTONE, tombstone);
+        set(OP_ID, record.op_id != record.stamp);
+        set(REACH, record.reach != record.stamp);
+        set(EXPIRY, record.expires_at.is_some());
+        set(LINEAGE, !record.lineage.is_empty());
+        if let Content::Value(bytes, attributes) = &record.content {
+            check_len("the value", bytes.len(), MAX_VALUE_LEN)?;
+            check_len("the attributes", attributes.byte_len(), Attributes::MAX_LEN)?;
+            // An attribute may have no bytes: their number is bounded, too.
+            check_len("the attributes", attributes.0.len(), Attributes::MAX_LEN)?;
+            set(ATTRIBUTES, !attributes.is_empty());
+        }
+    }
+    let lineage = record.map_or(&[][..], |r| &r.lineage);
+    let mut out = Vec::with_capacity(HEAD_LEN + 104 + key.key.len() + 32 * lineage.len() + value.map_or(0, Bytes::len));
+    out.resize(HEAD_LEN, 0);
+    let stamp = |out: &mut Vec<u8>, stamp: Stamp| out.extend_from_slice(&stamp.to_bits().to_le_bytes());
+    out.extend_from_slice(&stored_at.0.to_le_bytes());
+    if flags & BALLOT != 0 {
+        stamp(&mut out, ballot);
+    }
+    if flags & PROMISED != 0 {
+        stamp(&mut out, promised);
+    }
+    if let Some(record) = record {
+        stamp(&mut out, record.stamp);
+        if flags & OP_ID != 0 {
+            stamp(&mut out, record.op_id);
+        }
+        if flags & REACH != 0 {
+            stamp(&mut out, record.reach);
+        }
+        if flags & EXPIRY != 0 {
+            out.extend_from_slice(&record.expires_at.0.to_le_bytes());
+        }
+    }
+    out.extend_from_slice(key.key);
+    if flags & LINEAGE != 0 {
+        check_len("the lineage", 32 * lineage.len(), 32 << 10)?;
+        out.extend_from_slice(&(lineage.len() as u16).to_le_bytes());
+        for ancestor in lineage {
+            stamp(&mut out, ancestor.op_id);
+            stamp(&mut out, ancestor.stamp);
+        }
+    }
+    if let Some(Record { content: Content::Value(bytes, attributes), .. }) = record {
+        if !attributes.is_empty() {
+            out.extend_from_slice(&(attributes.0.len() as u16).to_le_bytes());
+            for text in attributes.0.iter().flat_map(|(name, value)| [name, value]) {
+                out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
+        out.extend_from_slice(bytes);
+    }
+    let len = out.len() as u32;
+    let head = Head {
+        len,
+        kind: kind as u8,
+        flags,
+        partition: key.partition,
+        key_len: key.key.len() as u16,
+        keyspace: key.keyspace,
+    };
+    seal(&mut out, &head);
+    Ok(out)
+}
+
+fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), WriteError> {
+    if len > max { Err(WriteError::TooLarge { what, len, max }) } else { Ok(()) }
+}
+
+/// Fills in a head, with checksums that are not masked yet.
+fn seal(item: &mut [u8], head: &Head) {
+    item[8..12].copy_from_slice(&head.len.to_le_bytes());
+    item[12] = head.kind;
+    item[14..16].copy_from_slice(&head.flags.to_le_bytes());
+    item[16..18].copy_from_slice(&head.partition.0.to_le_bytes());
+    item[18..20].copy_from_slice(&head.key_len.to_le_bytes());
+    item[20..24].copy_from_slice(&head.keyspace.0.to_le_bytes());
+    let (whole, start) = (crc32fast::hash(&item[8..]), crc32fast::hash(&item[8..HEAD_LEN]));
+    item[..4].copy_from_slice(&whole.to_le_bytes());
+    item[4..8].copy_from_slice(&start.to_le_bytes());
+}
+
+/// Masks the checksums of an item that was just encoded for the place where it will lie. Cheap: it does not read the item.
+pub(crate) fn set_place(item: &mut [u8], segment: SegmentId, offset: u64) {
+    let mask = mask(segment, offset);
+    for at in [0, 4] {
+        let masked = read_u32(item, at) ^ mask;
+        item[at..at + 4].copy_from_slice(&masked.to_le_bytes());
+    }
+}
+
+/// Moves a checked item from one place to another.
+pub(crate) fn change_place(item: &mut [u8], from: (SegmentId, u64), to: (SegmentId, u64)) {
+    set_place(item, from.0, from.1);
+    set_place(item, to.0, to.1);
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014) over segment and offset.
+fn mask(segment: SegmentId, offset: u64) -> u32 {
+    let mut x = segment.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ offset;
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (x ^ x >> 31) as u32
+}
+
+/// Checks the item at the start of `bytes`, which lie at `offset` of the segment. Returns its head; its bytes are the first `head.len`.
+pub(crate) fn check(bytes: &[u8], segment: SegmentId, offset: u64) -> Result<Head, BadItem> {
+    if bytes.len() < HEAD_LEN {
+        return Err(BadItem { head: None, expected: 0, found: 0 });
+    }
+    let mask = mask(segment, offset);
+    let (expected, found) = (crc32fast::hash(&bytes[8..HEAD_LEN]), read_u32(bytes, 4) ^ mask);
+    let head = Head::read(bytes);
+    let len = head.len as usize;
+    if expected != found || !(HEAD_LEN..=MAX_FRAME_LEN).contains(&len) {
+        return Err(BadItem { head: None, expected, found });
+    }
+    let found = read_u32(bytes, 0) ^ mask;
+    if len > bytes.len() {
+        return Err(BadItem { head: None, expected: crc32fast::hash(&bytes[8..]), found });
+    }
+    let expected = crc32fast::hash(&bytes[8..len]);
+    if expected != found {
+        return Err(BadItem { head: Some(head), expected, found });
+    }
+    Ok(head)
+}
+
+/// The offset of the next batch that checks, in a segment's bytes from `from` on.
+pub(crate) fn find_batch(segment_bytes: &[u8], from: usize, segment: SegmentId) -> Option<usize> {
+    let mut batch = [0; BATCH_LEN];
+    seal(&mut batch, &Head::BATCH);
+    let pattern = &batch[8..HEAD_LEN];
+    let mut at = from;
+    while at + BATCH_LEN <= segment_bytes.len() {
+        // The pattern's first byte is the only one of its kind in it, and rare in the zeros behind the log's end.
+        let start = &segment_bytes[at + 8..];
+        let skip = start.iter().position(|&byte| byte == pattern[0])?;
+        at += skip;
+        let is_batch = segment_bytes.len() >= at + BATCH_LEN && &segment_bytes[at + 8..at + HEAD_LEN] == pattern;
+        if is_batch && check(&segment_bytes[at..], segment, at as u64).is_ok() {
+            return Some(at);
+        }
+        at += 1;
+    }
+    None
+}
+
+impl Head {
+    const BATCH: Self = Self {
+        len: BATCH_LEN as u32,
+        kind: Kind::Batch as u8,
+        flags: 0,
+        partition: PartitionId(0),
+        key_len: 0,
+        keyspace: KeyspaceId(0),
+    };
+
+    fn read(bytes: &[u8]) -> Self {
+        Self {
+            len: read_u32(bytes, 8),
+            kind: bytes[12],
+            flags: read_u16(bytes, 14),
+            partition: PartitionId(read_u16(bytes, 16)),
+            key_len: read_u16(bytes, 18),
+            keyspace: KeyspaceId(read_u32(bytes, 20)),
+        }
+    }
+
+    pub(crate) fn is_batch(&self) -> bool {
+        self.kind == Kind::Batch as u8
+    }
+}
+
+impl Batch {
+    /// Writes the batch over the room left for it at the start of `run`.
+    pub(crate) fn write(&self, run: &mut [u8], segment: SegmentId, offset: u64) {
+        let item = &mut run[..BATCH_LEN];
+        item[HEAD_LEN..HEAD_LEN + 8].copy_from_slice(&self.synced_upto.to_le_bytes());
+        item[HEAD_LEN + 8..].copy_from_slice(&self.previous_end.to_le_bytes());
+        seal(item, &Head::BATCH);
+        set_place(item, segment, offset);
+    }
+
+    /// Reads a checked item.
+    pub(crate) fn read(item: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader(item.get(HEAD_LEN..).ok_or(Malformed)?);
+        let batch = Self { synced_upto: reader.u64()?, previous_end: reader.u64()? };
+        if reader.0.is_empty() { Ok(batch) } else { Err(Malformed) }
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// Reads a checked item that is no batch.
+    pub(crate) fn read(item: &'a [u8]) -> Result<Self, Malformed> {
+        if item.len() < HEAD_LEN {
+            return Err(Malformed);
+        }
+        let head = Head::read(item);
+        let kind = Kind::of_number(head.kind).ok_or(Malformed)?;
+        let mut reader = Reader(&item[HEAD_LEN..]);
+        let flags = head.flags;
+        let has = |flag: u16| flags & flag != 0;
+        let stored_at = Millis(reader.u64()?);
+        let ballot = if has(BALLOT) { reader.stamp()? } else { Stamp::ZERO };
+        let promised = if has(PROMISED) { reader.stamp()? } else { ballot };
+        let change = match kind {
+            Kind::Batch => return Err(Malformed),
+            Kind::Record | Kind::Tombstone => Change::Store { ballot },
+            Kind::Promise => Change::Promise { ballot },
+            Kind::Accept => Change::Accept { ballot, promised },
+            Kind::Commit => Change::Commit { ballot },
+            Kind::Drop => Change::Forget,
+            Kind::Purge => Change::Purge,
+        };
+        let mut record = None;
+        if change.takes_record() {
+            let stamp = reader.stamp()?;
+            record = Some(RecordHead {
+                stamp,
+                op_id: if has(OP_ID) { reader.stamp()? } else { stamp },
+                reach: if has(REACH) { reader.stamp()? } else { stamp },
+                expires_at: if has(EXPIRY) { Millis(reader.u64()?) } else { Millis::NONE },
+                tombstone: has(TOMBSTONE),
+                value_len: 0,
+            });
+        }
+        let key = KeyRef { partition: head.partition, keyspace: head.keyspace, key: reader.take(head.key_len.into())? };
+        let mut frame = Self { key, change, stored_at, record, body: reader.0, flags };
+        let value_len = frame.value()?.len() as u32;
+        match &mut frame.record {
+            Some(record) if record.tombstone && value_len > 0 => return Err(Malformed),
+            Some(record) => record.value_len = value_len,
+            None if value_len > 0 => return Err(Malformed),
+            None => {}
+        }
+        Ok(frame)
+    }
+
+    /// The record's body; the value is a slice of `item`, from which the frame was read.
+    pub(crate) fn body(&self, item: &Bytes) -> Result<(Vec<Ancestor>, Content), Malformed> {
+        let record = self.record.ok_or(Malformed)?;
+        let mut reader = Reader(self.body);
+        let lineage = self.lineage(&mut reader)?;
+        let lineage = lineage.chunks_exact(32).map(|pair| {
+            let mut pair = Reader(pair);
+            Ok(Ancestor { op_id: pair.stamp()?, stamp: pair.stamp()? })
+        });
+        let lineage = lineage.collect::<Result<_, _>>()?;
+        let mut attributes = Vec::new();
+        if self.flags & ATTRIBUTES != 0 {
+            for _ in 0..reader.u16()? {
+                attributes.push((reader.text()?.to_owned(), reader.text()?.to_owned()));
+            }
+        }
+        let content = match record.tombstone {
+            true => Content::Tombstone,
+            false => Content::Value(item.slice_ref(reader.0), Attributes(attributes)),
+        };
+        Ok((lineage, content))
+    }
+
+    fn lineage(&self, reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+        match self.flags & LINEAGE != 0 {
+            true => {
+                let count = reader.u16()?;
+                reader.take(usize::from(count) * 32)
+            }
+            false => Ok(&[]),
+        }
+    }
+
+    fn value(&self) -> Result<&'a [u8], Malformed> {
+        let mut reader = Reader(self.body);
+        self.lineage(&mut reader)?;
+        if self.flags & ATTRIBUTES != 0 {
+            for _ in 0..reader.u16()? {
+                reader.text()?;
+                reader.text()?;
+            }
+        }
+        Ok(reader.0)
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u16(&mut self) -> Result<u16, Malformed> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn stamp(&mut self) -> Result<Stamp, Malformed> {
+        self.array().map(u128::from_le_bytes).map(Stamp::from_bits)
+    }
+
+    fn text(&mut self) -> Result<&'a str, Malformed> {
+        let len = self.u16()?;
+        std::str::from_utf8(self.take(len.into())?).map_err(|_| Malformed)
+    }
+}
+
+fn read_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! `Log`: the end of the log, as far as it is in memory.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
+
+use crate::error::WriteError;
+use crate::frame::{BATCH_LEN, Batch, set_place};
+use crate::options::Options;
+use crate::place::{Place, Position, SegmentId};
+use crate::segment::Segment;
+
+/// A segment that is or will be appended to.
+pub(crate) struct Tail {
+    pub(crate) segment: Arc<Segment>,
+    /// Where the next item goes.
+    pub(crate) offset: u64,
+    /// The file is allocated up to here.
+    pub(crate) reserved: u64,
+}
+
+/// Items that lie behind one another in a segment: a batch and its frames.
+pub(crate) struct Run {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) start: u64,
+    pub(crate) bytes: Vec<u8>,
+    /// Whether a frame in it has to be synced whatever the option says.
+    pub(crate) must_sync: bool,
+}
+
+impl Run {
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+/// What a frame asks of the log.
+#[derive(Clone, Copy)]
+pub(crate) struct Demand {
+    /// It may use the reserve of a full disk.
+    pub(crate) is_exempt: bool,
+    /// It is synced whatever the option says.
+    pub(crate) must_sync: bool,
+}
+
+/// The room ahead of the log.
+pub(crate) struct Room {
+    /// Allocated and unused bytes.
+    pub(crate) bytes: u64,
+    /// A segment that can be allocated further, and up to where it is.
+    pub(crate) extensible: Option<(Arc<Segment>, u64)>,
+}
+
+struct State {
+    active: Tail,
+    /// Made ahead; the log goes on in the first one when the active one is full.
+    spares: VecDeque<Tail>,
+    gathering: Vec<Run>,
+    writing: Option<Arc<Vec<Run>>>,
+    /// Of `gathering` and `writing`.
+    pending_bytes: u64,
+    /// Where the last run that was handed to the writer ends.
+    previous_end: u64,
+    end: u64,
+    disk_full: bool,
+    /// A write was refused for lack of room: the writer is to try to make some.
+    wants_room: bool,
+}
+
+impl State {
+    fn is_pending(&self) -> bool {
+        !self.gathering.is_empty() || self.wants_room
+    }
+
+    fn room(&self) -> u64 {
+        self.tails().map(|tail| tail.reserved - tail.offset).sum()
+    }
+
+    fn tails(&self) -> impl Iterator<Item = &Tail> {
+        std::iter::once(&self.active).chain(&self.spares)
+    }
+}
+
+type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// The end of the log. Its lock is held for copying a frame at most, never across I/O.
+pub(crate) struct Log {
+    state: Mutex<State>,
+    pending: Condvar,
+    waker: RwLock<Option<Waker>>,
+    poisoned: AtomicBool,
+    limit: u64,
+    reserve: u64,
+    max_frame: usize,
+}
+
+impl Log {
+    /// The log goes on at `active`; its last item ends at `end`.
+    pub(crate) fn new(active: Tail, end: u64, options: &Options) -> Self {
+        let state = State {
+            active,
+            spares: VecDeque::new(),
+            gathering: Vec::new(),
+            writing: None,
+            pending_bytes: 0,
+            previous_end: end,
+            end,
+            disk_full: false,
+            wants_room: false,
+        };
+        let overhead = crate::segment::SEGMENT_HEADER_LEN + BATCH_LEN;
+        Self {
+            state: Mutex::new(state),
+            pending: Condvar::new(),
+            waker: RwLock::new(None),
+            poisoned: AtomicBool::new(false),
+            limit: options.pending_limit_bytes,
+            reserve: options.disk_reserve_bytes,
+            max_frame: usize::try_from(options.segment_bytes).unwrap_or(usize::MAX).saturating_sub(overhead),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the log")
+    }
+
+    /// Appends a frame. `wake` is set when [`wake`](Self::wake) is to be called, once no lock is held, whatever the result.
+    pub(crate) fn append(
+        &self,
+        mut frame: Vec<u8>,
+        demand: Demand,
+        wake: &mut bool,
+    ) -> Result<(Place, Position), WriteError> {
+        if self.is_poisoned() {
+            return Err(WriteError::Poisoned);
+        }
+        if frame.len() > self.max_frame {
+            return Err(WriteError::TooLarge { what: "the frame", len: frame.len(), max: self.max_frame });
+        }
+        let mut state = self.lock();
+        let was_pending = state.is_pending();
+        let len = frame.len() as u64;
+        if state.pending_bytes > 0 && state.pending_bytes + len > self.limit {
+            return Err(WriteError::Overloaded);
+        }
+        let goes_on = state.gathering.last().is_some_and(|run| run.segment.id == state.active.segment.id);
+        let need = len + if goes_on { 0 } else { BATCH_LEN as u64 };
+        let keeps_reserve = !state.disk_full || demand.is_exempt || state.room() >= need + self.reserve;
+        let active = &state.active;
+        let fits = active.offset + need <= active.reserved;
+        // While the active segment can still be allocated further there is no spare.
+        let fits_spare = || {
+            let spare = state.spares.front();
+            spare.is_some_and(|spare| spare.offset + len + BATCH_LEN as u64 <= spare.reserved)
+        };
+        if !keeps_reserve || !(fits || fits_spare()) {
+            *wake = !was_pending;
+            state.wants_room = true;
+            return Err(if state.disk_full { WriteError::DiskFull } else { WriteError::Overloaded });
+        }
+        if !fits {
+            state.active = state.spares.pop_front().expect("checked above");
+        }
+        let state = &mut *state;
+        if !goes_on || !fits {
+            let (segment, start) = (state.active.segment.clone(), state.active.offset);
+            state.gathering.push(Run { segment, start, bytes: vec![0; BATCH_LEN], must_sync: false });
+            state.active.offset += BATCH_LEN as u64;
+            state.pending_bytes += BATCH_LEN as u64;
+        }
+        let run = state.gathering.last_mut().expect("there is one now");
+        let place = Place { segment: run.segment.id, offset: state.active.offset, len: frame.len() as u32 };
+        set_place(&mut frame, place.segment, place.offset);
+        run.bytes.extend_from_slice(&frame);
+        run.must_sync |= demand.must_sync;
+        state.active.offset += len;
+        state.pending_bytes += len;
+        let position = run.segment.position(state.active.offset);
+        state.end = position.0;
+        *wake = !was_pending;
+        Ok((place, position))
+    }
+
+    /// Tells the owner that something is pending.
+    pub(crate) fn wake(&self) {
+        self.pending.notify_all();
+        if let Some(waker) = &*self.waker.read().expect("the waker does not panic") {
+            waker();
+        }
+    }
+
+    pub(crate) fn set_waker(&self, waker: Waker) {
+        *self.waker.write().expect("the waker does not panic") = Some(waker);
+    }
+
+    pub(crate) fn wait_pending(&self, timeout: Duration) -> bool {
+        let state = self.lock();
+        let waited = self.pending.wait_timeout_while(state, timeout, |state| !state.is_pending());
+        waited.expect("no thread panics while it holds the log").0.is_pending()
+    }
+
+    /// Takes all that was appended, for the writer. What is appended from now on is a batch of its own. `synced_upto`: the log is synced
+    /// up to here.
+    pub(crate) fn begin(&self, synced_upto: u64) -> Option<Arc<Vec<Run>>> {
+        let mut state = self.lock();
+        state.wants_room = false;
+        if state.gathering.is_empty() {
+            return None;
+        }
+        let mut runs = std::mem::take(&mut state.gathering);
+        let mut synced_upto = synced_upto;
+        for run in &mut runs {
+            let batch = Batch { synced_upto, previous_end: state.previous_end };
+            batch.write(&mut run.bytes, run.segment.id, run.start);
+            state.previous_end = run.segment.position(run.end()).0;
+            // A segment is synced before anything is written to the next one.
+            synced_upto = state.previous_end;
+        }
+        let runs = Arc::new(runs);
+        state.writing = Some(runs.clone());
+        Some(runs)
+    }
+
+    /// What [`begin`](Self::begin) returned last is in the files.
+    pub(crate) fn finish(&self) {
+        let mut state = self.lock();
+        let runs = state.writing.take().expect("a batch was begun");
+        state.pending_bytes -= runs.iter().map(|run| run.bytes.len() as u64).sum::<u64>();
+    }
+
+    /// A frame that is not in its file yet.
+    pub(crate) fn find(&self, place: &Place) -> Option<Vec<u8>> {
+        let state = self.lock();
+        let writing = state.writing.iter().flat_map(|runs| runs.iter());
+        let run = writing.chain(&state.gathering).find(|run| {
+            run.segment.id == place.segment
+                && run.start <= place.offset
+                && place.offset.checked_add(place.len.into()).is_some_and(|end| end <= run.end())
+        })?;
+        let start = (place.offset - run.start) as usize;
+        Some(run.bytes[start..start + place.len as usize].to_vec())
+    }
+
+    pub(crate) fn room(&self) -> Room {
+        let state = self.lock();
+        let extensible = state.tails().find(|tail| tail.reserved < tail.segment.capacity);
+        Room { bytes: state.room(), extensible: extensible.map(|tail| (tail.segment.clone(), tail.reserved)) }
+    }
+
+    /// The segment is allocated up to `reserved`.
+    pub(crate) fn extend(&self, segment: SegmentId, reserved: u64) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut tails = std::iter::once(&mut state.active).chain(&mut state.spares);
+        // A segment that was left meanwhile has no use for it any more.
+        if let Some(tail) = tails.find(|tail| tail.segment.id == segment) {
+            tail.reserved = reserved;
+        }
+    }
+
+    pub(crate) fn add_spare(&self, tail: Tail) {
+        self.lock().spares.push_back(tail);
+    }
+
+    /// The file of the active segment is allocated up to here, if this is it.
+    pub(crate) fn reserved_of_active(&self, segment: SegmentId) -> Option<u64> {
+        let state = self.lock();
+        (state.active.segment.id == segment).then_some(state.active.reserved)
+    }
+
+    pub(crate) fn set_disk_full(&self, disk_full: bool) {
+        self.lock().disk_full = disk_full;
+    }
+
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.lock().disk_full
+    }
+
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        self.lock().pending_bytes
+    }
+
+    pub(crate) fn end(&self) -> Position {
+        Position(self.lock().end)
+    }
+
+    pub(crate) fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+}

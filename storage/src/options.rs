@@ -1,0 +1,72 @@
+//! `Options`: how the engine behaves.
+
+use crate::error::OpenError;
+use crate::frame::MAX_FRAME_LEN;
+use crate::segment::SEGMENT_HEADER_LEN;
+
+/// When a written batch is synced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sync {
+    /// Always, before it counts as durable.
+    #[default]
+    Always,
+    /// Only when it holds a promise or an accept, or when its segment is full: otherwise "durable" means that the operating system has it. A
+    /// machine that loses power loses plain writes that were acknowledged.
+    Never,
+}
+
+/// How the engine behaves. [`Options::default`] suits a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// A segment is sealed before it would grow beyond this. 4 KiB to 1 GiB; a frame is never larger than a segment. Default: 64 MiB.
+    pub segment_bytes: u64,
+    /// When batches are synced.
+    pub sync: Sync,
+    /// Bytes that may wait for the disk before writes are refused as overload; at most a segment's. So much room, and the reserve, is kept
+    /// allocated on the disk ahead of the log, so that what is admitted always fits. Default: 16 MiB.
+    pub pending_limit_bytes: u64,
+    /// Of the room ahead, how much is kept on a full disk for what must go on: promises, commits, deletes, and the cluster's own keys. At most a
+    /// segment's. Default: 4 MiB.
+    pub disk_reserve_bytes: u64,
+    /// Into how many locks the table in memory is split, by partition. 1 to 4,096. Default: 32.
+    pub shards: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            sync: Sync::Always,
+            pending_limit_bytes: 16 << 20,
+            disk_reserve_bytes: 4 << 20,
+            shards: 32,
+        }
+    }
+}
+
+impl Options {
+    /// The smallest segment.
+    pub const MIN_SEGMENT_BYTES: u64 = 4 << 10;
+    /// The largest segment: recovery reads one at a time into memory.
+    pub const MAX_SEGMENT_BYTES: u64 = 1 << 30;
+
+    pub(crate) fn check(mut self) -> Result<Self, OpenError> {
+        let invalid = |option, why| Err(OpenError::InvalidOption { option, why });
+        if !(Self::MIN_SEGMENT_BYTES..=Self::MAX_SEGMENT_BYTES).contains(&self.segment_bytes) {
+            return invalid("segment_bytes", "it lies between 4 KiB and 1 GiB");
+        }
+        if !(1..=4096).contains(&self.shards) {
+            return invalid("shards", "it lies between 1 and 4,096");
+        }
+        self.pending_limit_bytes = self.pending_limit_bytes.min(self.segment_bytes);
+        self.disk_reserve_bytes = self.disk_reserve_bytes.min(self.segment_bytes);
+        Ok(self)
+    }
+
+    /// The room to keep allocated ahead of the log. Between two steps of the writer at most the pending limit is appended, and what a frame that
+    /// no longer fits leaves unused at the end of a segment is less than a frame.
+    pub(crate) fn room_target(&self) -> u64 {
+        let waste = (MAX_FRAME_LEN as u64).min(self.segment_bytes) + SEGMENT_HEADER_LEN as u64;
+        self.pending_limit_bytes + self.disk_reserve_bytes + waste
+    }
+}

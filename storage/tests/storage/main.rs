@@ -1,0 +1,4 @@
+//! The engine from outside: against a model, across crashes, with faults of every kind.
+
+mod basics;
+mod support;

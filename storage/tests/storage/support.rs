@@ -1,0 +1,62 @@
+//! What the tests share: an engine on a memory disk, and how it is written to.
+
+use std::sync::Arc;
+
+use dunlin_protocol::register::{Change, Register};
+use dunlin_protocol::{Ballot, Content, KeyspaceId, Millis, PartitionId, Record, Stamp};
+use dunlin_storage::{Engine, Entry, KeyRef, MemoryDisk, Options, Place, Position, Recovery, Updated, WriteError};
+
+/// Small segments, so that a run makes many of them.
+pub(crate) const SMALL: Options = Options {
+    segment_bytes: 4096,
+    sync: dunlin_storage::Sync::Always,
+    pending_limit_bytes: 2048,
+    disk_reserve_bytes: 512,
+    shards: 4,
+};
+
+pub(crate) fn open(disk: &MemoryDisk) -> (Engine, Recovery) {
+    Engine::open(Arc::new(disk.clone()), SMALL).expect("opens")
+}
+
+pub(crate) fn key(partition: u16, key: &[u8]) -> KeyRef<'_> {
+    KeyRef { partition: PartitionId(partition), keyspace: KeyspaceId::DEFAULT, key }
+}
+
+pub(crate) fn stamp(n: u64) -> Stamp {
+    Stamp::new(Millis(n), 0, 7)
+}
+
+pub(crate) fn record(n: u64, value: impl AsRef<[u8]>) -> Record {
+    Record::plain(stamp(n), Content::value(value.as_ref().to_vec()), Millis::NONE)
+}
+
+pub(crate) fn tombstone(n: u64) -> Record {
+    Record::plain(stamp(n), Content::Tombstone, Millis::NONE)
+}
+
+/// Carries out a change whatever the register holds.
+pub(crate) fn change(
+    engine: &Engine,
+    key: KeyRef<'_>,
+    change: Change,
+    record: Option<&Record>,
+) -> Result<Updated<()>, WriteError> {
+    engine.update(key, record, Millis(1), |_: &Register<Place>| ((), Some(change)))
+}
+
+pub(crate) fn store(engine: &Engine, key: KeyRef<'_>, record: &Record) -> Result<Position, WriteError> {
+    let stored = change(engine, key, Change::Store { ballot: Ballot::ZERO }, Some(record))?;
+    Ok(stored.entry.position)
+}
+
+/// The value of the record, read back.
+pub(crate) fn value(engine: &Engine, entry: &Entry) -> Option<Vec<u8>> {
+    let place = entry.register.record?.place;
+    engine.load(&place).expect("loads").content.bytes().map(|bytes| bytes.to_vec())
+}
+
+pub(crate) fn flush(engine: &Engine) {
+    engine.write_pending().expect("writes");
+    assert_eq!(engine.durable_upto(), engine.end());
+}
