@@ -63,8 +63,12 @@ struct Model<'a> {
     cluster: Cluster,
     now: u64,
     flights: Vec<Flight>,
-    packets: Vec<(usize, usize, Packet)>,
+    /// By the time at which they arrive, and a number of their own.
+    packets: BTreeMap<(u64, u64), (usize, usize, Packet)>,
+    sent: u64,
     reliable: bool,
+    /// How many requests in a hundred are lost.
+    loss: u32,
     /// For each record that was proposed: the plain record below it.
     bases: BTreeMap<Stamp, Stamp>,
     facts: Vec<Fact>,
@@ -86,8 +90,10 @@ impl<'a> Model<'a> {
             cluster: Cluster::new(quorums.all().len()),
             now: 100,
             flights: Vec::new(),
-            packets: Vec::new(),
+            packets: BTreeMap::new(),
+            sent: 0,
             reliable: false,
+            loss: [2, 8, 25, 45][(seed / 108 % 4) as usize],
             bases: BTreeMap::new(),
             facts: Vec::new(),
             counts,
@@ -96,6 +102,11 @@ impl<'a> Model<'a> {
 
     fn chance(&mut self, percent: u32) -> bool {
         self.random.random_ratio(percent, 100)
+    }
+
+    /// Whether the key stays plain in this run.
+    fn is_plain(&self) -> bool {
+        self.seed % 4 == 3
     }
 
     fn replicas(&self) -> usize {
@@ -120,12 +131,14 @@ impl<'a> Model<'a> {
         let mut order: Vec<usize> = all.iter().collect();
         let first = self.random.random_range(0..order.len());
         order.rotate_left(first);
-        let machine = match self.random.random_range(0..if self.seed % 2 == 0 { 10 } else { 20 }) {
-            0 if self.seed % 4 != 3 => {
+        // From few writes to as many as reads.
+        let writes = [2, 5, 10][(self.seed / 12 % 3) as usize];
+        let machine = match self.random.random_range(0..20) {
+            0 if !self.is_plain() => {
                 let write = self.chance(70).then(|| record(self.draw(0)));
                 return self.begin_serial(self.now, write);
             }
-            choice if choice % 2 == 0 => {
+            choice if choice < writes => {
                 let skew = self.random.random_range(0..60);
                 let record = record(self.draw(skew));
                 let resend = self.chance(10);
@@ -134,7 +147,7 @@ impl<'a> Model<'a> {
                 Machine::Write { machine: write, record }
             }
             choice => {
-                let want_value = choice % 4 == 1;
+                let want_value = choice % 4 > 0;
                 let mut read =
                     Read::new(self.quorums, self.replicas(), all, order, level, want_value, SPECULATE_AFTER, deadline);
                 read.start(Tick(self.now));
@@ -155,7 +168,7 @@ impl<'a> Model<'a> {
 
     fn send_all(&mut self, flight: usize, request: &RegisterRequest) {
         for replica in self.quorums.all().iter() {
-            self.packets.push((flight, replica, Packet::Request(request.clone())));
+            self.post(flight, replica, Packet::Request(request.clone()));
         }
     }
 
@@ -184,11 +197,13 @@ impl<'a> Model<'a> {
         if !self.reliable && self.chance(3) {
             return self.answer(flight, replica, Answer::NotSent);
         }
-        self.packets.push((flight, replica, Packet::Request(request)));
+        self.post(flight, replica, Packet::Request(request));
     }
 
     fn end_write(&mut self, flight: usize, ending: WriteEnding) {
-        let Flight { machine: Machine::Write { record, .. }, level, started } = &self.flights[flight] else { return };
+        let Flight { machine: Machine::Write { record, .. }, level, started } = &self.flights[flight] else {
+            return;
+        };
         match ending {
             WriteEnding::Written { version, got } => {
                 assert_eq!(version, record.stamp);
@@ -211,7 +226,9 @@ impl<'a> Model<'a> {
     }
 
     fn end_read(&mut self, flight: usize, ending: ReadEnding) {
-        let Flight { machine: Machine::Read(_), level, started } = self.flights[flight] else { return };
+        let Flight { machine: Machine::Read(_), level, started } = self.flights[flight] else {
+            return;
+        };
         match ending {
             ReadEnding::Found { record, ballot } => {
                 self.check_record(&record, ballot);
@@ -224,6 +241,7 @@ impl<'a> Model<'a> {
                     self.counts.low_beside_pending += u32::from(pending);
                 }
             }
+            ReadEnding::GoSerial if self.is_plain() => {}
             ReadEnding::GoSerial => {
                 self.counts.serial_reads += 1;
                 self.begin_serial(started, None);
@@ -287,26 +305,35 @@ impl<'a> Model<'a> {
         self.drive(flight);
     }
 
+    fn post(&mut self, flight: usize, replica: usize, packet: Packet) {
+        // Most are quick and some very late.
+        let delay = if self.chance(15) { self.random.random_range(20..400) } else { self.random.random_range(1..6) };
+        self.sent += 1;
+        self.packets.insert((self.now + delay, self.sent), (flight, replica, packet));
+    }
+
     fn deliver(&mut self) {
-        if self.packets.is_empty() {
-            return;
+        while let Some(first) = self.packets.first_entry().filter(|first| first.key().0 <= self.now) {
+            let (flight, replica, packet) = first.remove();
+            self.arrive(flight, replica, packet);
         }
-        let number = self.random.random_range(0..self.packets.len());
-        let (flight, replica, packet) = self.packets.swap_remove(number);
+    }
+
+    fn arrive(&mut self, flight: usize, replica: usize, packet: Packet) {
         let faulty = !self.reliable;
         match packet {
             Packet::Request(request) => {
-                if faulty && self.chance(8) {
+                if faulty && self.chance(self.loss) {
                     if self.chance(50) {
-                        self.packets.push((flight, replica, Packet::Answer(Answer::Lost)));
+                        self.post(flight, replica, Packet::Answer(Answer::Lost));
                     }
                     return;
                 }
                 let reply = self.cluster.handle(replica, &request);
                 let answer = if faulty && self.chance(3) { Answer::Lost } else { Answer::Reply(reply) };
-                self.packets.push((flight, replica, Packet::Answer(answer)));
+                self.post(flight, replica, Packet::Answer(answer));
                 if faulty && self.chance(5) {
-                    self.packets.push((flight, replica, Packet::Request(request)));
+                    self.post(flight, replica, Packet::Request(request));
                 }
             }
             Packet::Answer(answer) => {
@@ -314,7 +341,7 @@ impl<'a> Model<'a> {
                     return;
                 }
                 if faulty && self.chance(5) {
-                    self.packets.push((flight, replica, Packet::Answer(answer.clone())));
+                    self.post(flight, replica, Packet::Answer(answer.clone()));
                 }
                 self.answer(flight, replica, answer);
             }
@@ -338,9 +365,11 @@ impl<'a> Model<'a> {
     }
 
     fn run(&mut self) {
-        for _ in 0..600 {
+        // From few operations at a time to many.
+        let busy = [3, 6, 12][(self.seed / 36 % 3) as usize];
+        for _ in 0..800 {
             self.now += 1;
-            if self.chance(8) {
+            if self.chance(busy) {
                 self.begin();
             }
             self.deliver();
@@ -381,7 +410,7 @@ impl<'a> Model<'a> {
 #[test]
 fn quorum_reads_never_go_back_and_show_what_was_acknowledged() {
     let mut counts = Counts::default();
-    for seed in 0..400 {
+    for seed in 0..432 {
         Model::new(seed, &mut counts).run();
     }
     let Counts { written, written_low, found, found_low, found_serial, low_beside_pending, .. } = counts;
