@@ -11,6 +11,8 @@ use crate::session::Session;
 const SHORTEST_WINDOW: Duration = Duration::from_millis(250);
 /// After so many refused ids the coordinator draws one.
 const MAX_REDRAWS: u32 = 2;
+/// F stays so far below what nodes accept (max_clock_skew / 4 ahead): the cluster's time is an estimate here.
+const MARGIN: Duration = Duration::from_millis(100);
 /// The pause after every node was asked in vain; doubled with each round.
 const PAUSE: Duration = Duration::from_millis(25);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
@@ -220,7 +222,7 @@ impl Attempts {
         if let Kind::Query { from } = &mut self.kind {
             let times = dunlin_protocol::Times::default();
             self.floor = floor.min(self.floor);
-            *from = Millis(self.floor >> 16).minus(times.max_clock_skew / 4);
+            *from = Millis(self.floor >> 16).minus(times.max_clock_skew / 4) + MARGIN;
         }
         self
     }
@@ -405,7 +407,7 @@ impl Attempts {
     fn window(&self, session: &Session, now: Tick, time: Millis, length: Duration) -> Result<Window, Hindrance> {
         let times = session.times();
         let floor = Millis(self.floor >> 16);
-        let highest = time + times.max_clock_skew / 4;
+        let highest = (time + times.max_clock_skew / 4).minus(MARGIN);
         if floor > highest {
             // Ballots far above the clocks would drag every other clock along.
             return Err(Hindrance::Until(now + floor.since(highest)));

@@ -196,7 +196,7 @@ fn a_floor_far_above_the_clock_is_waited_for() {
     assert!(floor >= START + 3_750, "four windows, one above the other");
     let (_, _, operation) = run.sent();
     let time = START + run.now.0 / 1_000_000;
-    assert!(floor <= time + 2_500, "{floor} at {time}");
+    assert!(floor <= time + 2_400, "{floor} at {time}");
     assert_eq!(operation.window.floor >> 16, floor);
 }
 
@@ -356,7 +356,7 @@ fn an_outcome_query_waits_until_no_attempt_can_be_under_way() {
     let mut run = Run::with(Action::Outcome, id, 20_000);
     run.attempts = run.attempts.after(floor);
     let (_, _, operation) = run.sent();
-    assert_eq!((run.now, operation.window.floor), (ms(500), floor));
+    assert_eq!((run.now, operation.window.floor), (ms(600), floor));
 }
 
 #[test]
