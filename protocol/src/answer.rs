@@ -6,6 +6,10 @@ use crate::status::Status;
 
 /// A replica's answer to a request, or why there is none.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large variant is the usual one: a box would cost an allocation a reply"
+)]
 pub enum Answer {
     /// It answered.
     Reply(RegisterReply),

@@ -107,6 +107,10 @@ pub struct PeerReply {
 
 /// What was asked for, or why not.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large variant is the usual one: a box would cost an allocation a reply"
+)]
 pub enum PeerReplyBody {
     /// To [`PeerRequest::Register`].
     Register(RegisterReply),
