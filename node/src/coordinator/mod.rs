@@ -83,6 +83,7 @@ pub(crate) struct Coordinator {
 }
 
 /// What comes back for a request id.
+#[expect(clippy::large_enum_variant, reason = "answers are the usual case: a box would cost an allocation each")]
 pub(crate) enum Reply {
     Answer(Answer),
     Page(ReplicaPage),
