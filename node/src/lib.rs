@@ -1,16 +1,21 @@
 //! A node of a Dunlin cluster.
 //!
-//! [`transport`] carries messages between nodes and from clients over QUIC.
+//! [`Node`] is all of it as one state machine; [`Server`] is the shell that runs it on a disk, a clock and a [`transport`], as its [`config`] says.
 
+pub mod config;
 mod coordinator;
 mod gossip;
+mod log_writer;
 mod node;
 mod outbox;
 mod peers;
 mod replica;
+mod server;
 mod timekeeper;
 pub mod transport;
 
 pub use coordinator::CoordinatorConfig;
+pub use log_writer::WriterPlace;
 pub use node::{Node, NodeConfig};
 pub use outbox::{Input, Outbox, ReplyTo};
+pub use server::{Environment, ServeError, Server};

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 const CLUSTER: ClusterId = ClusterId(0xd00d);
 
 /// Runs a test on the runtime that nodes use. The time limit only keeps a broken test from hanging.
-fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
     let limited = async { tokio::time::timeout(Duration::from_secs(60), test).await };
@@ -361,7 +361,7 @@ async fn connect(config: quinn::ClientConfig, to: SocketAddr) -> Connection {
     endpoint.connect_with(config, to, ANY_NODE).expect("valid").await.expect("connected")
 }
 
-async fn client(ca: &ClusterCa, to: SocketAddr) -> Connection {
+pub(crate) async fn client(ca: &ClusterCa, to: SocketAddr) -> Connection {
     connect(quinn::ClientConfig::new(Arc::new(client_crypto(ca.cert_pem()).expect("usable"))), to).await
 }
 
@@ -381,21 +381,21 @@ async fn say_hello(connection: &Connection, hello: Hello, streams: usize) -> (St
 }
 
 /// One stream of a client.
-struct Asker {
+pub(crate) struct Asker {
     send: SendStream,
     recv: RecvStream,
     buffer: BytesMut,
 }
 
 impl Asker {
-    async fn open(connection: &Connection) -> Self {
+    pub(crate) async fn open(connection: &Connection) -> Self {
         let (send, recv) = connection.open_bi().await.expect("open");
         let mut asker = Self { send, recv, buffer: BytesMut::new() };
         let mut out = BytesMut::new();
         Hello::new(None, None).write(&mut out, 0).expect("small");
         asker.send.write_all(&out).await.expect("written");
         let welcome = Welcome::read(&asker.frame().await.expect("a frame")).expect("a welcome");
-        assert_eq!((welcome.cluster, welcome.epoch, welcome.now), (CLUSTER, Epoch(3), Millis(42)));
+        assert!(welcome.version >= Version::OLDEST && welcome.epoch.0 > 0 && welcome.now.is_some());
         asker
     }
 
@@ -415,7 +415,7 @@ impl Asker {
         self.send.write_all(&out).await.expect("written");
     }
 
-    async fn ask(&mut self, id: u64, request: &ClientRequest) -> ReplyBody {
+    pub(crate) async fn ask(&mut self, id: u64, request: &ClientRequest) -> ReplyBody {
         self.write(id, request).await;
         let frame = self.frame().await.expect("a reply");
         assert_eq!(frame.request_id, id);

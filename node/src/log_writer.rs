@@ -1,0 +1,244 @@
+//! The one writer of a node's disk: the log's group commits, the hybrid clock's reserve, and the topology.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dunlin_protocol::Millis;
+use dunlin_storage::{ClockFile, Disk, Engine, FileError, WriteError, store_blob};
+use tokio::sync::Notify;
+
+/// The file that keeps the newest topology that was adopted.
+pub(crate) const TOPOLOGY: &str = "TOPOLOGY";
+
+/// Where the writer works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriterPlace {
+    /// On a thread of its own.
+    Thread,
+    /// On the runtime's thread, each step after this time: for simulations, whose disks are in memory and whose time is not real.
+    Task {
+        /// How long a write takes.
+        latency: Duration,
+    },
+}
+
+/// What became durable since it was last asked.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The log got further.
+    pub(crate) log: bool,
+    /// The reserve reaches up to here.
+    pub(crate) reserved: Option<Millis>,
+    /// What failed; the log's writer then stops for ever.
+    pub(crate) failed: Option<Failed>,
+}
+
+/// Why something did not become durable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    #[error("the log: {0}")]
+    Log(#[from] WriteError),
+    #[error("the clock's reserve or the topology: {0}")]
+    File(#[from] FileError),
+}
+
+/// Hands work to the writer and tells what it got done.
+pub(crate) struct LogWriter {
+    shared: Arc<Shared>,
+    thread: RefCell<Option<JoinHandle<()>>>,
+    /// In a simulation: the work, done by [`run_task`](Self::run_task).
+    task: RefCell<Option<Work>>,
+    latency: Duration,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Orders came, for the thread.
+    ordered: Condvar,
+    /// Orders came, for the task.
+    ordered_task: Notify,
+    /// Progress was made.
+    progressed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    orders: Orders,
+    stop: bool,
+    progress: Progress,
+}
+
+#[derive(Default)]
+struct Orders {
+    log: bool,
+    reserve: Option<Millis>,
+    topology: Option<Bytes>,
+}
+
+impl Orders {
+    fn is_empty(&self) -> bool {
+        !self.log && self.reserve.is_none() && self.topology.is_none()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the writer's orders")
+    }
+
+    fn order(&self, change: impl FnOnce(&mut Orders)) {
+        change(&mut self.lock().orders);
+        self.ordered.notify_one();
+        self.ordered_task.notify_one();
+    }
+
+    fn report(&self, report: impl FnOnce(&mut Progress)) {
+        report(&mut self.lock().progress);
+        self.progressed.notify_one();
+    }
+}
+
+/// What does the writing.
+struct Work {
+    engine: Arc<Engine>,
+    clock: ClockFile,
+    disk: Arc<dyn Disk>,
+    /// The log failed: it takes nothing any more, and was reported once.
+    log_failed: bool,
+}
+
+impl Work {
+    fn carry_out(&mut self, orders: Orders, shared: &Shared) {
+        // First what others wait for.
+        while orders.log && !self.log_failed {
+            match self.engine.write_pending() {
+                Ok(true) => shared.report(|p| p.log = true),
+                Ok(false) => break,
+                Err(error) => {
+                    self.log_failed = true;
+                    // The log may have got further all the same.
+                    shared.report(|p| (p.log, p.failed) = (true, Some(error.into())));
+                }
+            }
+        }
+        if let Some(until) = orders.reserve {
+            match self.clock.reserve(until) {
+                Ok(()) => shared.report(|p| p.reserved = Some(until)),
+                Err(error) => shared.report(|p| p.failed = Some(error.into())),
+            }
+        }
+        if let Some(topology) = orders.topology
+            && let Err(error) = store_blob(&*self.disk, TOPOLOGY, &topology)
+        {
+            shared.report(|p| p.failed = Some(error.into()));
+        }
+    }
+}
+
+impl LogWriter {
+    /// Starts to write what the engine has pending and will have.
+    pub(crate) fn start(
+        place: WriterPlace,
+        engine: Arc<Engine>,
+        clock: ClockFile,
+        disk: Arc<dyn Disk>,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let waker = Arc::downgrade(&shared);
+        engine.set_waker(Box::new(move || {
+            if let Some(shared) = waker.upgrade() {
+                shared.order(|orders| orders.log = true);
+            }
+        }));
+        // What recovery left pending.
+        shared.order(|orders| orders.log = true);
+        let work = Work { engine, clock, disk, log_failed: false };
+        let (mut thread, mut task, mut delay) = (None, None, Duration::ZERO);
+        match place {
+            WriterPlace::Task { latency } => (task, delay) = (Some(work), latency),
+            WriterPlace::Thread => {
+                let theirs = shared.clone();
+                let builder = std::thread::Builder::new().name("dunlin-log".to_owned());
+                thread = Some(builder.spawn(move || run_thread(work, &theirs))?);
+            }
+        }
+        Ok(Self { shared, thread: thread.into(), task: task.into(), latency: delay })
+    }
+
+    /// Wants the clock's reserve durable up to `until`.
+    pub(crate) fn reserve(&self, until: Millis) {
+        self.shared.order(|orders| orders.reserve = orders.reserve.max(Some(until)));
+    }
+
+    /// Wants this topology durable.
+    pub(crate) fn store_topology(&self, topology: Bytes) {
+        self.shared.order(|orders| orders.topology = Some(topology));
+    }
+
+    /// Waits for progress, and takes it.
+    pub(crate) async fn progress(&self) -> Progress {
+        self.shared.progressed.notified().await;
+        std::mem::take(&mut self.shared.lock().progress)
+    }
+
+    /// Does the work where there is no thread for it; never ends.
+    pub(crate) async fn run_task(&self) {
+        loop {
+            self.shared.ordered_task.notified().await;
+            if self.task.borrow().is_none() {
+                continue;
+            }
+            tokio::time::sleep(self.latency).await;
+            let orders = std::mem::take(&mut self.shared.lock().orders);
+            if let Some(work) = &mut *self.task.borrow_mut() {
+                work.carry_out(orders, &self.shared);
+            }
+        }
+    }
+
+    /// Writes what is still pending and stops; then tells the last progress. Blocks for as long as the disk takes.
+    pub(crate) fn stop(&self) -> Progress {
+        self.shared.order(|orders| orders.log = true);
+        self.stop_thread();
+        if let Some(mut work) = self.task.take() {
+            let orders = std::mem::take(&mut self.shared.lock().orders);
+            work.carry_out(orders, &self.shared);
+        }
+        std::mem::take(&mut self.shared.lock().progress)
+    }
+
+    fn stop_thread(&self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.shared.lock().stop = true;
+        self.shared.ordered.notify_one();
+        if thread.join().is_err() {
+            tracing::error!("the log writer panicked");
+        }
+    }
+}
+
+impl Drop for LogWriter {
+    /// Stops the thread after the step that it is at. What is pending then is not written: nobody was told that it is durable.
+    fn drop(&mut self) {
+        self.shared.lock().orders = Orders::default();
+        self.stop_thread();
+    }
+}
+
+fn run_thread(mut work: Work, shared: &Shared) {
+    loop {
+        let orders = {
+            let idle = |state: &mut State| state.orders.is_empty() && !state.stop;
+            let waited = shared.ordered.wait_while(shared.lock(), idle);
+            std::mem::take(&mut waited.expect("no thread panics while it holds the writer's orders").orders)
+        };
+        if orders.is_empty() {
+            return;
+        }
+        work.carry_out(orders, shared);
+    }
+}
