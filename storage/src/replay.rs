@@ -65,8 +65,8 @@ pub(crate) struct Replay<'a> {
     chain: Option<u64>,
     /// Where the last item ended, damage or not.
     pub(crate) end: u64,
-    /// Whether the tail was reached: what follows is void.
-    pub(crate) is_over: bool,
+    /// Whether the log was found torn: what follows is void.
+    is_over: bool,
     pub(crate) torn_bytes: u64,
     pub(crate) frames: u64,
     /// Frames beyond `synced_upto`, with places in the segment `fresh`, behind its header and a batch.
@@ -108,6 +108,9 @@ impl<'a> Replay<'a> {
         let len = bytes.len().min(usize::try_from(limit.saturating_sub(listing.base)).unwrap_or(usize::MAX));
         let bytes = &bytes[..len];
         let mut at = SEGMENT_HEADER_LEN;
+        if self.is_over {
+            self.count_torn(bytes, at);
+        }
         while !self.is_over && at < len {
             let position = listing.base + at as u64;
             let next = match check(&bytes[at..], id, at as u64) {
@@ -118,13 +121,15 @@ impl<'a> Replay<'a> {
                         false => self.frame(&contents, at, item, &mut replayed),
                     };
                     if !is_taken {
-                        self.tear(bytes, at);
+                        self.is_over = true;
+                        self.count_torn(bytes, at);
                         break;
                     }
                     at + item.len()
                 }
+                // Either the log is torn here, or it goes on in the next segment: that one's first batch says where the item before it ends.
                 Err(_) if position >= self.synced_upto => {
-                    self.tear(bytes, at);
+                    self.count_torn(bytes, at);
                     break;
                 }
                 Err(bad) => {
@@ -262,9 +267,8 @@ impl<'a> Replay<'a> {
         replayed.is_damaged = true;
     }
 
-    /// The log ends at `at`; what lies behind it is void.
-    fn tear(&mut self, bytes: &[u8], at: usize) {
-        self.is_over = true;
+    /// What lies at `at` and behind is void.
+    fn count_torn(&mut self, bytes: &[u8], at: usize) {
         let last = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         self.torn_bytes += last.saturating_sub(at) as u64;
     }

@@ -178,13 +178,18 @@ impl MemoryDisk {
         }
         state.names.clone_from(&state.synced_names);
         state.remove_unnamed();
-        state.restart();
+        state.generation += 1;
+        state.faults = Faults::default();
     }
 
-    /// The process is killed and the machine goes on: everything is still there, and what was not synced still is not. Otherwise as a
-    /// [`crash`](Self::crash).
+    /// The process is killed and the machine goes on: everything is still there, and what was not synced still is not. Handles of before do
+    /// nothing any more; planned faults stay, a stop that has come is over.
     pub fn kill(&self) {
-        self.lock().restart();
+        let mut state = self.lock();
+        state.generation += 1;
+        if std::mem::take(&mut state.faults.is_stopped) {
+            state.faults.stop_at = None;
+        }
     }
 
     /// How many operations there were: everything but reads, and opening what exists.
@@ -297,11 +302,6 @@ impl MemoryDisk {
 }
 
 impl State {
-    fn restart(&mut self) {
-        self.faults = Faults::default();
-        self.generation += 1;
-    }
-
     fn add_file(&mut self) -> u64 {
         self.next_file += 1;
         self.files.insert(self.next_file, Inode::default());

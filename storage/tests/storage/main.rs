@@ -1,4 +1,5 @@
 //! The engine from outside: against a model, across crashes, with faults of every kind.
 
 mod basics;
+mod crash;
 mod support;
