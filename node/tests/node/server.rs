@@ -76,7 +76,7 @@ impl Cluster {
             },
             tls: TlsSection { ca: "ca.pem".into(), cert: "cert.pem".into(), key: "key.pem".into() },
             storage: StorageSection { segment_bytes: 1 << 20, ..Default::default() },
-            network: NetworkSection::default(),
+            network: NetworkSection { idle_timeout_millis: 30_000, ..Default::default() },
         };
         file.check(Path::new("/nowhere")).expect("valid")
     }
@@ -204,7 +204,7 @@ fn three_nodes_keep_what_they_acknowledge_over_restarts() {
 }
 
 #[test]
-fn a_stopping_node_refuses_and_ends() {
+fn a_stopped_node_says_so_to_its_clients() {
     run(async {
         let mut cluster = Cluster::new(1);
         let node = cluster.start(0).await;

@@ -88,7 +88,9 @@ impl Node {
 
     fn start_at(ca: &ClusterCa, cluster: ClusterId, id: u64, boot: u64, address: SocketAddr) -> Self {
         let cert = ca.issue_node(NodeId(id), &[]).expect("issued");
-        Self::start_with(ca, &cert, cluster, id, boot, address, TransportSettings::default())
+        // On a busy machine a test may stand still for longer than a node would wait.
+        let settings = TransportSettings { idle_timeout: Duration::from_secs(30), ..Default::default() };
+        Self::start_with(ca, &cert, cluster, id, boot, address, settings)
     }
 
     fn start_with(
@@ -356,7 +358,10 @@ async fn raw_connection(ca: &ClusterCa, identity: Option<Identity>, alpn: &[u8],
     connect(quinn::ClientConfig::new(Arc::new(crypto)), to).await
 }
 
-async fn connect(config: quinn::ClientConfig, to: SocketAddr) -> Connection {
+async fn connect(mut config: quinn::ClientConfig, to: SocketAddr) -> Connection {
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(500)));
+    config.transport_config(Arc::new(transport));
     let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("bound");
     endpoint.connect_with(config, to, ANY_NODE).expect("valid").await.expect("connected")
 }
