@@ -151,8 +151,6 @@ impl Proposer {
         if let State::Commit(_) = self.state {
             return self.handle_committing(replica, round, &answer);
         }
-        #[cfg(test)]
-        let round = if self.broken == Some(Rule::Round) { self.round } else { round };
         if round != self.round || self.tally.has_answered(replica) {
             return;
         }
@@ -285,12 +283,9 @@ impl Proposer {
 
     fn combine(&mut self, cx: &mut Context<'_>) {
         let State::Prepare { views } = &mut self.state else { return };
-        #[allow(unused_mut)]
-        let mut views = std::mem::take(views);
+        let views = std::mem::take(views);
         #[cfg(test)]
-        if self.broken == Some(Rule::Pendings) {
-            views.iter_mut().for_each(|(_, view)| view.pending = None);
-        }
+        let views = crate::explore::bend_views(self.broken, views);
         let combination = combine(&views, &self.quorums);
         let mut current = combination.current.find(&views).clone();
         let mut holders = ReplicaSet::EMPTY;
@@ -348,7 +343,7 @@ impl Proposer {
         let (lineage, reach) = inherit(head, ancestors, draft.mark, self.config.k, oldest);
         #[cfg(test)]
         let (lineage, reach) = crate::explore::bend_lineage(self.broken, lineage, reach, head);
-        let own = !draft.op_id.is_zero();
+        let own = matches!(answer, Reply::Own { .. });
         if let Reply::Own { number: Some(number) } = answer {
             self.numbers.insert(stamp, number);
         }

@@ -8,6 +8,7 @@ mod network;
 mod schedule;
 mod tests;
 
+use dunlin_protocol::register::{RecordView, View};
 use dunlin_protocol::{Ancestor, RecordHead, Stamp};
 
 use crate::effect::Ending;
@@ -19,8 +20,6 @@ use crate::judge::{Case, Judgement, Reply};
 pub(crate) enum Rule {
     /// 1.2: ballots only within the window, and a retry's and a query's above the floor.
     Window,
-    /// Answers count only for the round that asked.
-    Round,
     /// P2 looks at pendings.
     Pendings,
     /// P2 judges `stable`.
@@ -43,9 +42,17 @@ pub(crate) enum Rule {
     Expiry,
 }
 
+/// What is seen of the views without the rule.
+pub(crate) fn bend_views(broken: Option<Rule>, mut views: Vec<(usize, View)>) -> Vec<(usize, View)> {
+    if broken == Some(Rule::Pendings) {
+        views.iter_mut().for_each(|(_, view)| view.pending = None);
+    }
+    views
+}
+
 /// What is done instead of `judgement` without the rule.
 pub(crate) fn bend(broken: Option<Rule>, case: &Case<'_>, judgement: Judgement) -> Judgement {
-    let again = |current: &dunlin_protocol::register::RecordView, tried| {
+    let again = |current: &RecordView, tried| {
         Case { current, tried, goal: case.goal, op_id: case.op_id, has_entry: case.has_entry, ..*case }.judge()
     };
     let without = |never: bool| {
@@ -77,7 +84,7 @@ pub(crate) fn bend(broken: Option<Rule>, case: &Case<'_>, judgement: Judgement) 
         (Some(Rule::Expiry), Judgement::Propose { draft, answer }) if draft.op_id.is_zero() && draft.mark.is_none() => {
             match answer {
                 Reply::Record => {
-                    let record = dunlin_protocol::register::RecordView::absent();
+                    let record = RecordView::absent();
                     let ballot = Stamp::ZERO;
                     Judgement::Settle { answer: Reply::Fixed(Ending::Read { record, ballot }), shortcut: case.stable }
                 }
