@@ -11,7 +11,7 @@ use dunlin_protocol::register::{Change, Held, Register};
 use dunlin_protocol::{Ancestor, Content, KeyspaceId, Millis, PartitionId, Record};
 
 use crate::disk::{Disk, write_all};
-use crate::error::{Affected, Damage, DamageKind, OpenError, ReadError, WriteError};
+use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError, WriteError};
 use crate::frame::{self, Frame};
 use crate::log::{Demand, Log, Run};
 use crate::manifest::Manifest;
@@ -392,7 +392,7 @@ impl Engine {
     /// Marks a partition suspect, durably.
     ///
     /// # Errors
-    /// The engine is poisoned now; the mark holds while it is open.
+    /// The mark holds while the engine is open, and is not durable: [`WriteError::DiskFull`], or the engine is poisoned now.
     pub fn mark_suspect(&self, partition: PartitionId) -> Result<(), WriteError> {
         self.mark(Affected::Partition(partition))
     }
@@ -404,18 +404,27 @@ impl Engine {
 
     fn mark(&self, affected: Affected) -> Result<(), WriteError> {
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
-        if self.log.is_poisoned() {
-            return Err(WriteError::Poisoned);
-        }
-        if !manifest.suspects.add(affected) {
+        let mut changed = manifest.clone();
+        if !changed.suspects.add(affected) {
             return Ok(());
         }
         *self.suspects.write().expect("no thread panics while it holds the suspects") =
-            Arc::new(manifest.suspects.clone());
-        manifest.store(&*self.disk).map_err(|error| {
-            self.log.poison();
-            error.into()
-        })
+            Arc::new(changed.suspects.clone());
+        if self.log.is_poisoned() {
+            return Err(WriteError::Poisoned);
+        }
+        changed.write(&*self.disk).map_err(|error| match error.is_disk_full() {
+            true => WriteError::DiskFull,
+            false => self.poisoned_by(error),
+        })?;
+        Manifest::replace(&*self.disk).map_err(|error| self.poisoned_by(error))?;
+        *manifest = changed;
+        Ok(())
+    }
+
+    fn poisoned_by(&self, error: FileError) -> WriteError {
+        self.log.poison();
+        error.into()
     }
 
     /// What the engine counts.

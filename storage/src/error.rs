@@ -130,9 +130,7 @@ impl OpenError {
     pub fn status(&self) -> Status {
         match self {
             Self::DataDirInUse { .. } => Status::DataDirInUse,
-            Self::Io { source, .. } | Self::DataDir { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Status::DiskFull
-            }
+            Self::Io { source, .. } | Self::DataDir { source, .. } if is_disk_full(source) => Status::DiskFull,
             Self::DataDir { .. } => Status::Local,
             Self::Io { .. } => Status::StorageFailed,
             Self::Version { .. } => Status::VersionMismatch,
@@ -189,7 +187,7 @@ impl FileError {
     /// The code for users.
     pub fn status(&self) -> Status {
         match self {
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Status::DiskFull,
+            Self::Io { source, .. } if is_disk_full(source) => Status::DiskFull,
             Self::Io { .. } => Status::StorageFailed,
             Self::Damaged(_) => Status::Corruption,
             Self::Version { .. } => Status::VersionMismatch,
@@ -200,6 +198,15 @@ impl FileError {
         let file = file.into();
         move |source| Self::Io { file, source }
     }
+
+    pub(crate) fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_disk_full(source))
+    }
+}
+
+/// Whether there is no room, on the disk or in a quota.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Why a change was refused, or the writer failed. A refused change left no trace.

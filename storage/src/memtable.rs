@@ -107,6 +107,18 @@ impl Memtable {
         }
     }
 
+    /// The canary: an acceptor that forgets at a restart what it promised and accepted. The simulator must notice.
+    #[cfg(feature = "canary")]
+    pub(crate) fn forget_votes(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("no thread panics while it holds a shard");
+            for entry in shard.keys.values_mut().flat_map(|keys| keys.values_mut()) {
+                entry.register.promised = dunlin_protocol::Ballot::ZERO;
+                entry.register.pending = None;
+            }
+        }
+    }
+
     fn remove(&self, shard: &mut Shard, key: KeyRef<'_>) {
         let at = (key.partition, key.keyspace);
         if let Some(keys) = shard.keys.get_mut(&at)

@@ -88,19 +88,24 @@ impl Opened {
             let bytes = read_all(&**file, segment.capacity).map_err(OpenError::io(id.file_name()))?;
             replayed.insert(id, replay.segment(Contents { id, listing: *listing, bytes: &bytes }, limit));
         }
-        replay.finish(replayed.keys().next_back().copied());
+        replay.finish();
+        #[cfg(feature = "canary")]
+        memtable.forget_votes();
         let Replay { end, torn_bytes, frames, rewritten, rewritten_frames, .. } = replay;
         memtable.drop_forgotten(crate::place::Position::ZERO);
 
         let cut = end.min(synced_upto);
-        make_space(&found, &replayed, rewritten.is_empty())?;
+        // Near damage nothing is taken away.
+        let is_whole = findings.count == 0;
+        if is_whole {
+            make_space(&found, &replayed, rewritten.is_empty())?;
+        }
         let fresh = Fresh { next: &next, cut, items: rewritten };
         let (tail, end) = fresh.write(disk, options)?;
 
         let mut segments = BTreeMap::new();
         for (id, Replayed { kept_end, kept, .. }) in &replayed {
-            // Near damage nothing is taken away.
-            if *kept == 0 && findings.count == 0 {
+            if *kept == 0 && is_whole {
                 manifest.segments.remove(id);
                 continue;
             }
@@ -121,16 +126,16 @@ impl Opened {
         // From here on the fresh segment counts, and what it replaces is void.
         for (id, segment) in &segments {
             let end = segment.written();
-            if !replayed[id].is_damaged {
+            if is_whole {
                 segment.file.truncate(end).map_err(OpenError::io(id.file_name()))?;
             }
         }
         let dead = files.iter().filter(|id| !manifest.segments.contains_key(id));
         for id in dead {
             let name = id.file_name();
-            let put_away = match findings.count {
-                0 => disk.remove(&name),
-                _ => disk.rename(&name, &format!("{name}.damaged")),
+            let put_away = match is_whole {
+                true => disk.remove(&name),
+                false => disk.rename(&name, &format!("{name}.damaged")),
             };
             put_away.map_err(OpenError::io(name))?;
         }
@@ -260,10 +265,10 @@ fn make_space(
     replayed: &BTreeMap<SegmentId, Replayed>,
     is_kept_all: bool,
 ) -> Result<(), OpenError> {
-    for (id, Replayed { end, kept_end, is_damaged, .. }) in replayed {
+    for (id, Replayed { end, kept_end, .. }) in replayed {
         let (file, end) = (&found[id].file, if is_kept_all { *kept_end } else { *end });
         let cut = || {
-            if !is_damaged && file.len()? > end {
+            if file.len()? > end {
                 file.truncate(end)?;
                 file.sync()?;
             }

@@ -51,8 +51,6 @@ pub(crate) struct Replayed {
     pub(crate) kept_end: u64,
     /// Frames that stay in this segment.
     pub(crate) kept: u64,
-    /// Whether something of it is damaged.
-    pub(crate) is_damaged: bool,
 }
 
 /// Reads the log back, segment after segment, into a memtable. Damage at or beyond `synced_upto` is a torn tail, and ends it; frames there are
@@ -65,6 +63,8 @@ pub(crate) struct Replay<'a> {
     chain: Option<u64>,
     /// Where the last item ended, damage or not.
     pub(crate) end: u64,
+    /// The same, in its segment: where to look for what is missing.
+    last: Option<(SegmentId, u64)>,
     /// Whether the log was found torn: what follows is void.
     is_over: bool,
     pub(crate) torn_bytes: u64,
@@ -83,6 +83,7 @@ impl<'a> Replay<'a> {
             synced_upto,
             chain: Some(0),
             end: 0,
+            last: None,
             is_over: false,
             torn_bytes: 0,
             frames: 0,
@@ -101,10 +102,10 @@ impl<'a> Replay<'a> {
     pub(crate) fn segment(&mut self, contents: Contents<'_>, limit: u64) -> Replayed {
         let Contents { id, listing, bytes } = contents;
         if listing.cut < u64::MAX {
-            self.begin_at_cut(&contents);
+            self.begin_at_cut(listing.cut);
         }
         let first = SEGMENT_HEADER_LEN as u64;
-        let mut replayed = Replayed { end: first, kept_end: first, kept: 0, is_damaged: false };
+        let mut replayed = Replayed { end: first, kept_end: first, kept: 0 };
         let len = bytes.len().min(usize::try_from(limit.saturating_sub(listing.base)).unwrap_or(usize::MAX));
         let bytes = &bytes[..len];
         let mut at = SEGMENT_HEADER_LEN;
@@ -117,7 +118,7 @@ impl<'a> Replay<'a> {
                 Ok(head) => {
                     let item = &bytes[at..at + head.len as usize];
                     let is_taken = match head.is_batch() {
-                        true => self.batch(&contents, at, item, &mut replayed),
+                        true => self.batch(&contents, at, item),
                         false => self.frame(&contents, at, item, &mut replayed),
                     };
                     if !is_taken {
@@ -129,6 +130,7 @@ impl<'a> Replay<'a> {
                 }
                 // Either the log is torn here, or it goes on in the next segment: that one's first batch says where the item before it ends.
                 Err(_) if position >= self.synced_upto => {
+                    self.chain.get_or_insert(self.end);
                     self.count_torn(bytes, at);
                     break;
                 }
@@ -141,7 +143,7 @@ impl<'a> Replay<'a> {
                     // Without another batch this is the segment's end; what follows tells whether it should be.
                     let Some(next) = next else { break };
                     let (expected, found) = (bad.expected.into(), bad.found.into());
-                    self.damage(&contents, at, DamageKind::Checksum, (expected, found), affected, &mut replayed);
+                    self.damage(&contents, at, DamageKind::Checksum, (expected, found), affected);
                     if bad.head.is_none_or(|head| head.is_batch()) {
                         self.chain = None;
                     }
@@ -150,6 +152,7 @@ impl<'a> Replay<'a> {
             };
             at = next;
             self.end = listing.base + at as u64;
+            self.last = Some((id, at as u64));
             if self.chain.is_some() {
                 self.chain = Some(self.end);
             }
@@ -162,41 +165,35 @@ impl<'a> Replay<'a> {
     }
 
     /// Called when all segments were replayed: whether the log ends where it is known to have been synced to.
-    pub(crate) fn finish(&mut self, last: Option<SegmentId>) {
+    pub(crate) fn finish(&mut self) {
         if self.chain.is_some() && self.end < self.synced_upto {
-            let file = last.map_or_else(String::new, SegmentId::file_name);
-            let (expected, found) = (self.synced_upto, self.end);
-            let (kind, affected) = (DamageKind::Missing, Affected::Everything);
-            self.findings.add(Damage { file, offset: 0, kind, expected, found, affected });
+            self.miss(self.synced_upto, self.end);
         }
     }
 
     /// A segment that was made when the engine was opened: the log up to its cut lies before it.
-    fn begin_at_cut(&mut self, contents: &Contents<'_>) {
-        let cut = contents.listing.cut;
+    fn begin_at_cut(&mut self, cut: u64) {
         if let Some(chain) = self.chain
             && chain != cut
         {
-            let mut ignored = Replayed { end: 0, kept_end: 0, kept: 0, is_damaged: false };
-            self.damage(contents, 0, DamageKind::Missing, (cut, chain), Affected::Everything, &mut ignored);
+            self.miss(cut, chain);
         }
         self.chain = Some(cut);
         self.end = cut;
     }
 
     /// False: the tail is torn here.
-    fn batch(&mut self, contents: &Contents<'_>, at: usize, item: &[u8], replayed: &mut Replayed) -> bool {
+    fn batch(&mut self, contents: &Contents<'_>, at: usize, item: &[u8]) -> bool {
         let is_synced = contents.listing.base + (at as u64) < self.synced_upto;
         match (Batch::read(item), self.chain) {
             (Ok(batch), Some(chain)) if batch.previous_end != chain => {
                 if !is_synced {
                     return false;
                 }
-                let found = (batch.previous_end, chain);
-                self.damage(contents, at, DamageKind::Missing, found, Affected::Everything, replayed);
+                self.miss(batch.previous_end, chain);
             }
             (Ok(_), _) => {}
-            (Err(_), _) => self.damage(contents, at, DamageKind::Malformed, (0, 0), Affected::Nothing, replayed),
+            (Err(_), _) => self.damage(contents, at, DamageKind::Malformed, (0, 0), Affected::Nothing),
         }
         self.chain = Some(0);
         true
@@ -210,7 +207,7 @@ impl<'a> Replay<'a> {
             if is_synced {
                 let partition = PartitionId(u16::from_le_bytes([item[16], item[17]]));
                 let affected = Affected::Partition(partition);
-                self.damage(contents, at, DamageKind::Malformed, (0, 0), affected, replayed);
+                self.damage(contents, at, DamageKind::Malformed, (0, 0), affected);
             }
             return is_synced;
         };
@@ -221,7 +218,7 @@ impl<'a> Replay<'a> {
         }
         if let Err((expected, found)) = self.apply(&frame, place) {
             let affected = Affected::Partition(frame.key.partition);
-            self.damage(contents, at, DamageKind::MissingPending, (expected, found), affected, replayed);
+            self.damage(contents, at, DamageKind::MissingPending, (expected, found), affected);
             return true;
         }
         self.frames += 1;
@@ -260,11 +257,16 @@ impl<'a> Replay<'a> {
         kind: DamageKind,
         (expected, found): (u64, u64),
         affected: Affected,
-        replayed: &mut Replayed,
     ) {
         let file = contents.id.file_name();
         self.findings.add(Damage { file, offset: at as u64, kind, expected, found, affected });
-        replayed.is_damaged = true;
+    }
+
+    /// The log should go on up to `expected`, and ends at `found`.
+    fn miss(&mut self, expected: u64, found: u64) {
+        let (file, offset) = self.last.map_or((String::new(), 0), |(id, offset)| (id.file_name(), offset));
+        let (kind, affected) = (DamageKind::Missing, Affected::Everything);
+        self.findings.add(Damage { file, offset, kind, expected, found, affected });
     }
 
     /// What lies at `at` and behind is void.

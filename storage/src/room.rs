@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::disk::write_all;
 use crate::engine::{Engine, Writer};
-use crate::error::{FileError, WriteError};
+use crate::error::{FileError, WriteError, is_disk_full};
 use crate::log::Tail;
 use crate::manifest::{Listing, Manifest};
 use crate::place::{SEGMENTS_DIR, SegmentId};
@@ -133,17 +133,16 @@ enum Refused {
 
 impl Refused {
     fn of(segment: SegmentId) -> impl Fn(io::Error) -> Self {
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
-            _ => Self::Failed(WriteError::Io { file: segment.file_name(), source }),
+        move |source| match is_disk_full(&source) {
+            true => Self::DiskFull,
+            false => Self::Failed(WriteError::Io { file: segment.file_name(), source }),
         }
     }
 
     fn of_file(error: FileError) -> Self {
-        match &error {
-            FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Self::DiskFull,
-            FileError::Io { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => Self::DiskFull,
-            _ => Self::Failed(error.into()),
+        match error.is_disk_full() {
+            true => Self::DiskFull,
+            false => Self::Failed(error.into()),
         }
     }
 }

@@ -33,7 +33,7 @@ struct State {
     capacity: Option<u64>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Faults {
     stop_at: Option<u64>,
     is_stopped: bool,
@@ -226,6 +226,12 @@ impl MemoryDisk {
     /// The `n`th write from now on writes half of its bytes.
     pub fn short_write(&self, n: u64) {
         self.lock().faults.short_write = Some(n);
+    }
+
+    /// Whether a planned fault is still to come.
+    pub fn has_plan(&self) -> bool {
+        let Faults { stop_at, is_stopped, sync, rename, write, short_write } = self.lock().faults;
+        stop_at.is_some() && !is_stopped || [sync, rename, write, short_write].iter().any(Option::is_some)
     }
 
     /// The disk is full when its files have so many bytes together; none: never. May be less than they have.

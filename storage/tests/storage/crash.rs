@@ -35,6 +35,7 @@ pub(crate) struct World {
     clock: u64,
     label: String,
     pub(crate) refused: u64,
+    has_failed: bool,
 }
 
 /// Each key's register, with operations in place of places.
@@ -45,7 +46,19 @@ impl World {
         let (disk, random) = (MemoryDisk::new(), Random(seed));
         let (operations, suspects) = (Vec::new(), BTreeSet::new());
         let (acknowledged, clock, refused) = (0, 1, 0);
-        Self { disk, options, engine: None, random, operations, acknowledged, suspects, clock, label, refused }
+        Self {
+            disk,
+            options,
+            engine: None,
+            random,
+            operations,
+            acknowledged,
+            suspects,
+            clock,
+            label,
+            refused,
+            has_failed: false,
+        }
     }
 
     /// Runs until the disk fails, or for so many steps.
@@ -125,6 +138,7 @@ impl World {
             },
         };
         if written.is_err() {
+            self.has_failed = true;
             self.check_poisoned();
             self.engine = None;
         }
@@ -148,6 +162,7 @@ impl World {
             Ok(()) => {
                 self.suspects.insert(partition);
             }
+            Err(WriteError::DiskFull) => assert!(engine.suspect_partitions().contains(PartitionId(partition))),
             Err(_) => self.engine = None,
         }
     }
@@ -274,8 +289,9 @@ impl World {
         self.engine.is_some()
     }
 
-    pub(crate) fn operations(&self) -> usize {
-        self.operations.len()
+    /// Whether a write or sync failed since the world was made.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed
     }
 }
 

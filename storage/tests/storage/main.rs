@@ -2,4 +2,8 @@
 
 mod basics;
 mod crash;
+mod faults;
+mod fixture;
+mod rot;
 mod support;
+mod threads;

@@ -1,0 +1,197 @@
+//! Many threads at one engine.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use dunlin_protocol::{KeyspaceId, PartitionId};
+use dunlin_storage::{Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Position, ScanRange};
+
+use crate::support::{SMALL, key, record, store, value};
+
+const WRITERS: u64 = 8;
+const EACH: u64 = 60;
+
+/// Group commit: each writer waits until its write is durable before it writes the next.
+#[test]
+fn writers_share_their_syncs() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = Options { segment_bytes: 64 << 10, pending_limit_bytes: 64 << 10, ..Options::default() };
+    let disk = Arc::new(FileDisk::open(dir.path()).expect("opens"));
+    let engine = Engine::open(disk, options).expect("opens").0;
+    let (durable, risen) = (Mutex::new(Position::ZERO), Condvar::new());
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let log_writer = scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                if engine.wait_pending(Duration::from_millis(10)) {
+                    engine.write_pending().expect("writes");
+                    *durable.lock().expect("no panic") = engine.durable_upto();
+                    risen.notify_all();
+                }
+            }
+        });
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (engine, durable, risen) = (&engine, &durable, &risen);
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        let name = (writer * EACH + n).to_be_bytes();
+                        let at = key(n as u16 % 5, &name);
+                        let position = store(engine, at, &record(n + 1, [writer as u8; 200])).expect("stores");
+                        // What is not written yet, or being written now, can be read all the time.
+                        assert_eq!(value(engine, &engine.entry(at)), Some(vec![writer as u8; 200]));
+                        let lock = durable.lock().expect("no panic");
+                        let upto = risen.wait_while(lock, |upto| *upto < position).expect("no panic");
+                        assert!(*upto >= position && engine.durable_upto() >= position);
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().expect("no panic");
+        }
+        is_done.store(true, Ordering::Release);
+        log_writer.join().expect("no panic");
+    });
+    let stats = engine.stats();
+    assert_eq!((stats.writes, stats.keys, stats.pending_bytes), (WRITERS * EACH, WRITERS * EACH, 0));
+    assert!(stats.batches <= stats.writes && stats.segments > 2, "{stats:?}");
+    drop(engine);
+    let disk = Arc::new(FileDisk::open(dir.path()).expect("opens"));
+    let (engine, recovery) = Engine::open(disk, options).expect("opens");
+    assert_eq!((recovery.frames, recovery.damaged), (WRITERS * EACH, vec![]));
+    let mut seen = 0;
+    let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(9));
+    assert!(engine.scan(all, usize::MAX, &mut |_, name, entry| {
+        let number = u64::from_be_bytes(name.try_into().expect("eight bytes"));
+        assert_eq!(value(&engine, entry), Some(vec![(number / EACH) as u8; 200]));
+        seen += 1;
+        true
+    }));
+    assert_eq!(seen, WRITERS * EACH);
+}
+
+type Hook = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
+
+/// A disk that calls a hook in the middle of each write and sync of the log.
+struct Hooked {
+    disk: MemoryDisk,
+    hook: Hook,
+}
+
+struct HookedFile {
+    file: Arc<dyn DiskFile>,
+    hook: Hook,
+}
+
+impl Hooked {
+    fn wrap(&self, name: &str, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        match name.ends_with(".seg") {
+            true => Arc::new(HookedFile { file, hook: self.hook.clone() }),
+            false => file,
+        }
+    }
+}
+
+impl Disk for Hooked {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(name, self.disk.create(name)?))
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(name, self.disk.open(name)?))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+}
+
+impl HookedFile {
+    fn call(&self) {
+        if let Some(hook) = self.hook.get() {
+            hook();
+        }
+    }
+}
+
+impl DiskFile for HookedFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.call();
+        self.file.write_at(offset, bytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.call();
+        self.file.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.call();
+        self.file.truncate(len)
+    }
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.call();
+        self.file.preallocate(offset, len)
+    }
+}
+
+/// Everything but the writer's step works in the middle of the writer's I/O, on the writer's own thread even: no lock is held across it.
+#[test]
+fn nothing_waits_for_the_disk() {
+    let hook = Hook::default();
+    let disk = MemoryDisk::new();
+    let hooked = Hooked { disk: disk.clone(), hook: hook.clone() };
+    let engine = Arc::new(Engine::open(Arc::new(hooked), SMALL).expect("opens").0);
+    let in_hook = engine.clone();
+    let taken = Arc::new(Mutex::new(1));
+    let numbers = taken.clone();
+    let use_engine = move || {
+        let mut number = numbers.lock().expect("no panic");
+        let (engine, at) = (&in_hook, key(1, b"a"));
+        let before = engine.durable_upto();
+        match store(engine, at, &record(*number + 1, [3; 150])) {
+            Ok(position) => {
+                *number += 1;
+                assert!(position > before);
+            }
+            Err(error) => assert!(matches!(error, dunlin_storage::WriteError::Overloaded)),
+        }
+        assert_eq!(value(engine, &engine.entry(at)), Some(vec![3; 150]));
+        assert!(engine.end() >= before && !engine.is_poisoned());
+        assert!(engine.suspect_partitions().is_empty());
+        let mut seen = 0;
+        let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(3));
+        engine.scan(all, 10, &mut |_, _, entry| {
+            seen += 1;
+            value(engine, entry).is_some()
+        });
+        assert_eq!(seen, 1);
+    };
+    assert!(hook.set(Box::new(use_engine)).is_ok());
+    store(&engine, key(1, b"a"), &record(1, [3; 150])).expect("stores");
+    for _ in 0..40 {
+        engine.write_pending().expect("writes");
+    }
+    let taken = *taken.lock().expect("no panic");
+    assert!(taken > 60, "{taken}");
+    let stats = engine.stats();
+    assert!(stats.batches >= 40 && stats.batches < stats.writes && stats.segments > 3, "{stats:?}");
+    drop(engine);
+    let (engine, _) = Engine::open(Arc::new(disk), SMALL).expect("opens");
+    assert!(!engine.entry(key(1, b"a")).register.is_absent());
+}
