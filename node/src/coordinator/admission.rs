@@ -79,6 +79,9 @@ impl Coordinator {
     fn check_op_id(&self, operation: &mut Operation, below: &mut Below<'_>) -> Result<(), Outcome> {
         let wall = below.now.wall;
         let needs_draw = operation.op_id.is_zero();
+        if needs_draw && operation.action == Action::Outcome {
+            return Err(Outcome::because(Status::InvalidArgument, "an outcome is asked for by the operation's id"));
+        }
         if needs_draw {
             operation.op_id =
                 below.clock.draw(wall).map_err(|error| Outcome::because(Status::NotReady, error.to_string()))?;
