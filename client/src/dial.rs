@@ -22,6 +22,8 @@ const RECEIVE_WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
+/// How long goodbyes may take to leave this machine.
+const GOODBYE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(crate) struct Dialer {
@@ -86,10 +88,11 @@ impl Dialer {
         }
     }
 
-    /// Lets what was said last, such as goodbyes, leave.
+    /// Lets what was said last, such as goodbyes, leave. Whether it arrives makes no difference to anybody, so it is not waited for.
     pub(crate) async fn drain(&self) {
         for endpoint in [self.v4.get(), self.v6.get()].into_iter().flatten() {
-            endpoint.wait_idle().await;
+            // An error says that the time is over.
+            let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
         }
     }
 
