@@ -71,7 +71,8 @@ pub struct Stored {
 ///   once; then [`durable_upto`](Self::durable_upto) has risen, and replies up to it may leave
 /// - trouble: [`is_poisoned`](Self::is_poisoned), [`suspect_partitions`](Self::suspect_partitions), [`mark_suspect`](Self::mark_suspect)
 ///
-/// No method but `write_pending`, `mark_suspect` and, for what is not in memory any more, `load` does I/O, and no lock that those others take is held across it.
+/// Only `write_pending`, `close`, `mark_suspect` and, for what is not in memory any more, `load` do I/O, and no lock that the other methods take
+/// is held across it.
 pub struct Engine {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) options: Options,
@@ -304,17 +305,15 @@ impl Engine {
     pub fn close(&self) -> Result<(), WriteError> {
         self.write_pending()?;
         let mut writer = self.writer.lock().expect("no writer panics");
+        if writer.is_dirty {
+            self.sync(&mut writer).inspect_err(|_| self.log.poison())?;
+        }
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
-        let mut note = || {
-            if writer.is_dirty {
-                self.sync(&mut writer)?;
-            }
-            if let Some(listing) = manifest.segments.get_mut(&writer.current.id) {
-                listing.synced_upto = writer.synced;
-            }
-            Ok(manifest.store(&*self.disk)?)
-        };
-        note().inspect_err(|_: &WriteError| self.log.poison())
+        let mut changed = manifest.clone();
+        if let Some(listing) = changed.segments.get_mut(&writer.current.id) {
+            listing.synced_upto = writer.synced;
+        }
+        self.replace_manifest(&mut manifest, changed)
     }
 
     fn begin(&self, writer: &Writer) -> Option<Arc<Vec<Run>>> {
@@ -410,6 +409,10 @@ impl Engine {
         }
         *self.suspects.write().expect("no thread panics while it holds the suspects") =
             Arc::new(changed.suspects.clone());
+        self.replace_manifest(&mut manifest, changed)
+    }
+
+    fn replace_manifest(&self, manifest: &mut Manifest, changed: Manifest) -> Result<(), WriteError> {
         if self.log.is_poisoned() {
             return Err(WriteError::Poisoned);
         }

@@ -523,3 +523,6 @@ impl DiskFile for MemoryFile {
         self.change(state, Change::Resize(end.max(present)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,7 +119,7 @@ fn no_flipped_bit_is_silent() {
     let (mut flips, mut found, mut precise) = (0, 0, 0);
     for (name, bytes) in &files {
         let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        for byte in (0..end).step_by(5) {
+        for byte in (0..end).step_by(11) {
             let disk = copy(&files);
             disk.flip_bit(name, (byte * 8 + byte % 8) as u64);
             let recovery = check_damaged(&disk, &expected, &format!("{name} at {byte}"));

@@ -1,0 +1,108 @@
+use super::*;
+use std::collections::BTreeSet;
+
+/// What a file can hold after a crash, over many seeds.
+fn outcomes(prepare: impl Fn(&MemoryDisk)) -> BTreeSet<Option<Vec<u8>>> {
+    let after = |seed| {
+        let disk = MemoryDisk::new();
+        disk.insert("a", b"old");
+        prepare(&disk);
+        disk.crash(seed);
+        let first = disk.contents("a");
+        disk.crash(seed + 1);
+        assert_eq!(disk.contents("a"), first, "what survived a crash is durable");
+        first
+    };
+    (0..200).map(after).collect()
+}
+
+fn set(outcomes: &[&[u8]]) -> BTreeSet<Option<Vec<u8>>> {
+    outcomes.iter().map(|bytes| Some(bytes.to_vec())).collect()
+}
+
+#[test]
+fn what_is_synced_survives_and_what_is_not_may() {
+    let write = |disk: &MemoryDisk| {
+        let file = disk.open("a").expect("opens");
+        assert_eq!(file.write_at(0, b"new").expect("writes"), 3);
+        file
+    };
+    let torn: [&[u8]; 4] = [b"old", b"nld", b"ned", b"new"];
+    assert_eq!(outcomes(|disk| write(disk).sync().expect("syncs")), set(&[b"new"]));
+    assert_eq!(outcomes(|disk| drop(write(disk))), set(&torn));
+    // A sync that failed is not made good by a later one.
+    let failed = |disk: &MemoryDisk| {
+        let file = write(disk);
+        disk.fail_sync(1);
+        assert!(file.sync().is_err() && file.sync().is_ok());
+        assert_eq!(disk.contents("a").expect("there"), b"new");
+    };
+    assert_eq!(outcomes(failed), set(&torn));
+    // A killed process leaves what it wrote, still unsynced.
+    let killed = |disk: &MemoryDisk| {
+        let file = write(disk);
+        disk.kill();
+        assert!(file.sync().is_err() && file.write_at(0, b"x").is_err() && file.read_at(0, &mut [0]).is_err());
+        assert_eq!(disk.contents("a").expect("there"), b"new");
+    };
+    assert_eq!(outcomes(killed), set(&torn));
+    let cut = |disk: &MemoryDisk| disk.open("a").and_then(|file| file.truncate(1)).expect("cuts");
+    assert_eq!(outcomes(cut), set(&[b"old", b"o"]));
+}
+
+#[test]
+fn large_writes_tear_at_sectors() {
+    let torn = outcomes(|disk| {
+        let file = disk.open("a").expect("opens");
+        assert_eq!(file.write_at(0, &[1; 2000]).expect("writes"), 2000);
+    });
+    let has_hole = |bytes: &[u8]| bytes.len() == 2000 && bytes[512..1024] == [0; 512] && bytes[..512] == [1; 512];
+    assert!(torn.iter().flatten().any(|bytes| has_hole(bytes)) && torn.len() > 20);
+}
+
+#[test]
+fn names_are_durable_only_when_their_directory_is_synced() {
+    let rename = |disk: &MemoryDisk| {
+        let file = disk.create("b").expect("creates");
+        assert_eq!(file.write_at(0, b"new").expect("writes"), 3);
+        file.sync().expect("syncs");
+        disk.rename("b", "a").expect("renames");
+        assert_eq!(disk.names(), ["a"]);
+    };
+    let synced = |disk: &MemoryDisk, dir: &str| disk.sync_dir(dir).expect("syncs");
+    assert_eq!(outcomes(rename), set(&[b"old", b"new"]));
+    assert_eq!(outcomes(|disk| (rename(disk), synced(disk, "other")).1), set(&[b"old", b"new"]));
+    assert_eq!(outcomes(|disk| (rename(disk), synced(disk, "")).1), set(&[b"new"]));
+    let remove = |disk: &MemoryDisk| disk.remove("a").expect("removes");
+    assert_eq!(outcomes(remove), [None, Some(b"old".to_vec())].into());
+    assert_eq!(outcomes(|disk| (remove(disk), synced(disk, "")).1), [None].into());
+}
+
+#[test]
+fn faults_come_where_they_are_planned() {
+    let disk = MemoryDisk::new();
+    let file = disk.create("a").expect("creates");
+    disk.fail_write(2);
+    assert!(disk.has_plan());
+    assert!(file.write_at(0, b"1").is_ok() && file.write_at(0, b"2").is_err() && file.write_at(0, b"3").is_ok());
+    disk.short_write(1);
+    assert_eq!(file.write_at(0, b"1234").expect("writes"), 2);
+    disk.fail_rename(1);
+    assert!(disk.rename("a", "b").is_err() && disk.rename("a", "b").is_ok() && !disk.has_plan());
+    disk.set_capacity(Some(10));
+    assert!(file.write_at(6, b"1234").is_ok());
+    for error in [file.write_at(7, b"1234").err(), file.preallocate(0, 11).err(), file.truncate(11).err()] {
+        assert_eq!(error.map(|error| error.kind()), Some(io::ErrorKind::StorageFull));
+    }
+    assert_eq!((disk.used(), file.preallocate(0, 10).is_ok(), file.len().expect("has one")), (10, true, 10));
+    disk.flip_bit("b", 9);
+    assert_eq!(disk.contents("b").expect("there")[..2], [b'1', b'2' ^ 2]);
+    let before = disk.operations();
+    disk.stop_at(before + 2);
+    assert!(file.sync().is_ok() && !disk.is_stopped());
+    assert!(file.write_at(0, b"x").is_err() && disk.is_stopped());
+    assert!(file.read_at(0, &mut [0]).is_err() && disk.open("b").is_err() && disk.list("").is_err());
+    disk.kill();
+    assert_eq!(disk.contents("b").expect("there")[0], b'x', "what was under way may have happened");
+    assert!(disk.open("b").is_ok());
+}
