@@ -15,6 +15,8 @@ mod connection;
 mod core;
 mod dial;
 mod error;
+#[cfg(feature = "load")]
+pub mod load;
 mod options;
 mod pool;
 mod request;
