@@ -31,15 +31,22 @@ pub(crate) async fn connect(options: Options, endpoint: Option<quinn::Endpoint>)
     let ticks = Ticks::start();
     let mut session = Session::new(seed);
     let deadline = Instant::now() + options.timeout;
+    let mut first = None;
     let (connection, topology) = loop {
         let error = match greet_any(&dialer, &options, deadline, ticks, &mut session).await {
             Ok(found) => break found,
             Err(error) => error,
         };
-        // A cluster that is starting, or healing, answers soon.
-        if error.is_final() || Instant::now() + PAUSE >= deadline {
+        if error.is_final() {
             return Err(error);
         }
+        // The first round had the most time, so its error says the most.
+        let error = first.take().unwrap_or(error);
+        if Instant::now() + PAUSE >= deadline {
+            return Err(error);
+        }
+        first = Some(error);
+        // A cluster that is starting, or healing, answers soon.
         tokio::time::sleep(PAUSE).await;
     };
     Ok(Core::new(options, dialer, session, ticks, seed, connection, topology))

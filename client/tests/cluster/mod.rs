@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use dunlin_client::Options;
@@ -38,6 +37,7 @@ struct State {
     topology: Mutex<Topology>,
     log: Mutex<Vec<(NodeId, ClientRequest)>>,
     react: React,
+    start: tokio::time::Instant,
 }
 
 impl Cluster {
@@ -55,7 +55,12 @@ impl Cluster {
         let endpoints: Vec<_> = (0..nodes).map(|_| endpoint(&issuer)).collect();
         let addresses: Vec<_> = endpoints.iter().map(|e| e.local_addr().expect("bound")).collect();
         let topology = topology(&addresses);
-        let state = State { topology: Mutex::new(topology.clone()), log: Mutex::default(), react: Arc::new(react) };
+        let state = State {
+            topology: Mutex::new(topology.clone()),
+            log: Mutex::default(),
+            react: Arc::new(react),
+            start: tokio::time::Instant::now(),
+        };
         let state = Arc::new(state);
         for (endpoint, member) in endpoints.iter().zip(&topology.members) {
             tokio::spawn(serve(endpoint.clone(), member.id, state.clone()));
@@ -161,7 +166,7 @@ async fn serve_stream(
                     return;
                 }
                 let (cluster, boot) = (ClusterId(1), BootNumber(1));
-                let welcome = Welcome { version: Version::NEWEST, cluster, node, boot, epoch, now: wall() };
+                let welcome = Welcome { version: Version::NEWEST, cluster, node, boot, epoch, now: state.wall() };
                 welcome.write(&mut out, frame.request_id).expect("small");
                 greeted = true;
             } else {
@@ -200,6 +205,9 @@ fn encode(topology: &Topology) -> Bytes {
     rmp_serde::to_vec_named(topology).expect("serializable").into()
 }
 
-fn wall() -> Millis {
-    Millis(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64)
+impl State {
+    /// The nodes' clocks, which need not have the real time.
+    fn wall(&self) -> Millis {
+        Millis(1_000_000_000) + self.start.elapsed()
+    }
 }

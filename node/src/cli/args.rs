@@ -127,6 +127,7 @@ pub(crate) struct RawServe {
 An operation id near the cluster's time is used for this write. Any other one names a write that timed out: it is not sent again, but
 settled: done if it was applied, NOT_APPLIED if it was not, and then it never will be.")]
 pub(crate) struct RawPut {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// The value; `-` reads it from stdin
     #[arg(required_unless_present = "file", conflicts_with = "file")]
@@ -156,6 +157,7 @@ pub(crate) struct RawPut {
   dunlin get log --range 0-99 --level one
   dunlin get greeting --version")]
 pub(crate) struct RawGet {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// Write the value to this file
     #[arg(long, value_name = "F", conflicts_with = "want_version")]
@@ -177,6 +179,7 @@ pub(crate) struct RawGet {
     after_help = "Examples:\n  dunlin delete greeting\n  dunlin delete greeting --if-version $(dunlin get greeting --version)"
 )]
 pub(crate) struct RawDelete {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// one, two, three, a number, quorum, all, serial [default: the keyspace's]
     #[arg(long, value_name = "L")]
@@ -195,6 +198,7 @@ pub(crate) struct RawDelete {
 
 When the condition does not hold, the exit code is 4 and the current version is on stderr.")]
 pub(crate) struct RawCas {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// The new value; `-` reads it from stdin
     pub(crate) new: OsString,
@@ -216,6 +220,7 @@ pub(crate) struct RawCas {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  dunlin incr visits\n  dunlin incr stock -- -5")]
 pub(crate) struct RawIncr {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// By how much
     #[arg(default_value = "1", allow_negative_numbers = true)]
@@ -268,7 +273,9 @@ pub(crate) struct RawCopy {
     /// Copy folders with all that is in them
     #[arg(short, long)]
     pub(crate) recursive: bool,
+    /// From here
     pub(crate) src: OsString,
+    /// To here
     pub(crate) dst: OsString,
 }
 
@@ -279,6 +286,7 @@ pub(crate) struct RawCopy {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  dunlin outcome greeting 01JD7Z0M8T00000Q3WPNC2X5RV")]
 pub(crate) struct RawOutcome {
+    /// The key: 1 to 4,096 bytes
     pub(crate) key: OsString,
     /// As the write's error message names it
     pub(crate) op_id: String,

@@ -181,7 +181,8 @@ impl TryFrom<RawCommon> for Common {
         let timeout = raw.timeout.as_deref().map(|text| duration("--timeout", text)).transpose()?;
         Ok(Self {
             keyspace: raw.keyspace,
-            context: raw.context,
+            // An empty variable is none.
+            context: raw.context.filter(|file| !file.as_os_str().is_empty()),
             at: raw.at,
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             own_timeout: timeout.is_some(),

@@ -100,10 +100,13 @@ fn with_counts(failure: Failure, counts: dunlin_protocol::Counts) -> Failure {
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let status = error.status();
-        let hint = match status {
-            Status::InvalidArgument | Status::InvalidConfig => "",
-            _ => status.sentence(),
+        let message = match error {
+            ConnectError::Untrusted { .. } | ConnectError::OtherNode { .. } | ConnectError::Unreachable { .. } => {
+                format!("{error}. {}", status.sentence())
+            }
+            // The others say what to do, or name the argument.
+            _ => error.to_string(),
         };
-        Self::new(status, format!("{error}. {hint}").trim_end_matches([' ', '.']).to_owned() + ".")
+        Self::new(status, message)
     }
 }

@@ -30,7 +30,7 @@ fn the_definition_is_consistent_and_every_command_has_examples() {
     let command = Args::command();
     command.clone().debug_assert();
     for sub in command.get_subcommands() {
-        let help = sub.get_after_help().expect(sub.get_name()).to_string();
+        let help = sub.get_after_help().unwrap_or_else(|| panic!("{}", sub.get_name())).to_string();
         assert!(help.contains(&format!("dunlin {}", sub.get_name())), "{}", sub.get_name());
     }
 }

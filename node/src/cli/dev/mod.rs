@@ -7,7 +7,7 @@ mod processes;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dunlin_client::{Client, Options};
+use dunlin_client::{Client, ClusterStatus, Options};
 use dunlin_protocol::Status;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -85,7 +85,7 @@ async fn serve(layout: &Layout, processes: &mut Processes, output: &mut Output) 
     Ok(())
 }
 
-/// Waits until every node takes requests and a quorum write works.
+/// Waits until every node takes requests and knows of all others, and a quorum write works.
 async fn ready(layout: &Layout) -> Result<Client, Failure> {
     let deadline = Instant::now() + READY_TIME;
     let context = Context::load(&layout.context)?;
@@ -107,7 +107,8 @@ async fn ready(layout: &Layout) -> Result<Client, Failure> {
     };
     for node in &layout.nodes {
         let id = dunlin_protocol::NodeId(node.id);
-        while !client.status_of(id, PAUSE * 10).await.is_ok_and(|status| status.ready) {
+        let is_ready = |status: ClusterStatus| status.ready && status.members.iter().all(|member| member.alive);
+        while !client.status_of(id, PAUSE * 10).await.is_ok_and(is_ready) {
             if Instant::now() >= deadline {
                 let message = format!(
                     "node n{} is not ready after {} s: see {}",
