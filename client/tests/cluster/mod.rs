@@ -180,7 +180,7 @@ async fn serve_stream(
                     Reaction::Drop => return connection.close(VarInt::from_u32(0), b""),
                     Reaction::Silence => continue,
                 };
-                let reply = ClientReply { now: wall(), quorum_micros: 300, epoch, body };
+                let reply = ClientReply { now: state.wall(), quorum_micros: 300, epoch, body };
                 reply.write(&mut out, frame.request_id).expect("fits");
             }
             if send.write_all(&out).await.is_err() {
