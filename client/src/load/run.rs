@@ -33,7 +33,8 @@ pub struct Load<S> {
     store: S,
     plan: Arc<Plan>,
     payload: Bytes,
-    pace: Pace,
+    /// Whether an open loop waits with the finest timer there is, or with tokio's, whose time can be paused.
+    fine: bool,
     /// With compare-and-set: the versions of each client's keys.
     versions: Vec<Vec<Stamp>>,
 }
@@ -59,16 +60,17 @@ impl<S: Store> Load<S> {
     /// # Errors
     /// Where the plan makes no sense.
     pub fn new(store: S, plan: Plan) -> Result<Self, InvalidPlan> {
-        Self::paced(store, plan, Pace::finest())
-    }
-
-    pub(crate) fn paced(store: S, plan: Plan, pace: Pace) -> Result<Self, InvalidPlan> {
         plan.check()?;
         let versions = match plan.workload {
             Workload::Cas => vec![vec![Stamp::ZERO; plan.keys_of_a_client() as usize]; plan.clients],
             _ => vec![Vec::new(); plan.clients],
         };
-        Ok(Self { store, payload: payload(&plan), plan: Arc::new(plan), pace, versions })
+        Ok(Self { store, payload: payload(&plan), plan: Arc::new(plan), fine: true, versions })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_paused_time(self) -> Self {
+        Self { fine: false, ..self }
     }
 
     /// Stores the keys that the load reads. `progress` is told each second how many there are, of how many.
@@ -133,7 +135,7 @@ impl<S: Store> Load<S> {
 
     /// Sends requests for as long as the plan says or until `stop` ends, and waits for the answers of those that are under way then, unless
     /// it is stopped. `progress` is called each second.
-    pub async fn run(mut self, stop: impl Future<Output = ()>, mut progress: impl FnMut(&Progress)) -> Report {
+    pub async fn run(self, stop: impl Future<Output = ()>, mut progress: impl FnMut(&Progress)) -> Report {
         let start = Instant::now();
         let end = start + self.plan.duration;
         let meter = Mutex::new(Meter::new(self.plan.clients, start, end));
@@ -148,7 +150,8 @@ impl<S: Store> Load<S> {
             }
         }
         if let Some(open) = open.clone() {
-            tasks.spawn(async move { open.release(&mut self.pace, end).await });
+            let mut pace = if self.fine { Pace::finest() } else { Pace::Coarse };
+            tasks.spawn(async move { open.release(&mut pace, end).await });
         }
         let mut seconds = seconds();
         tokio::pin!(stop);

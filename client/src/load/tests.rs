@@ -100,7 +100,7 @@ impl Store for Fake {
 }
 
 async fn measure(store: &Fake, plan: Plan) -> Report {
-    let mut load = Load::paced(store.clone(), plan, Pace::Coarse).unwrap();
+    let mut load = Load::new(store.clone(), plan).unwrap().in_paused_time();
     load.prepare(|_, _| ()).await.unwrap();
     load.run(std::future::pending(), |_| ()).await
 }
@@ -184,7 +184,7 @@ async fn a_store_that_never_answers_shows_when_the_run_is_stopped() {
     let store = Fake { stall: (ms(1_000), ms(100_000)), ..Fake::new(ms(10)) };
     let plan = Plan { clients: 3, duration: Duration::from_secs(60), ..Plan::new(Workload::Put) };
     let mut seen = Vec::new();
-    let load = Load::paced(store, plan, Pace::Coarse).unwrap();
+    let load = Load::new(store, plan).unwrap().in_paused_time();
     let report = load.run(sleep(ms(5_500)), |progress| seen.push(*progress)).await;
     assert_eq!((report.window, report.under_way), (ms(5_500), 3));
     assert!(close_to(report.longest_without_success, ms(4_500)), "{:?}", report.longest_without_success);
@@ -215,7 +215,7 @@ async fn reads_find_the_keys_that_were_stored_before() {
         let plan =
             Plan { clients: 7, keys: 300, level, hot_share, duration: Duration::from_secs(1), ..Plan::new(workload) };
         let mut last = (0, 0);
-        let mut load = Load::paced(store.clone(), plan, Pace::Coarse).unwrap();
+        let mut load = Load::new(store.clone(), plan).unwrap().in_paused_time();
         load.prepare(|stored, of| last = (stored, of)).await.unwrap();
         let keys = store.state.lock().unwrap().versions.len() as u64;
         assert_eq!(last, (keys, keys));
@@ -262,7 +262,7 @@ async fn on_one_hot_key_one_client_wins_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn keys_that_cannot_be_stored_are_an_error() {
     let store = Fake { refuse: (ms(0), Duration::MAX), ..Fake::new(ms(5)) };
-    let mut load = Load::paced(store, Plan::new(Workload::Get), Pace::Coarse).unwrap();
+    let mut load = Load::new(store, Plan::new(Workload::Get)).unwrap().in_paused_time();
     assert_eq!(load.prepare(|_, _| ()).await, Err(PrepareError { status: Status::Unavailable }));
 }
 

@@ -58,6 +58,7 @@ pub(crate) enum RawTask {
     Scan(RawScan),
     Cp(RawCopy),
     Outcome(RawOutcome),
+    Bench(super::bench::RawBench),
     /// How the cluster and its nodes are
     #[command(after_help = "Examples:\n  dunlin status\n  dunlin status --json")]
     Status,

@@ -47,6 +47,7 @@ pub(crate) enum Task {
     Scan(Scan),
     Copy(Copy),
     Outcome(Outcome),
+    Bench(super::bench::Bench),
     Status,
     Ring,
 }
@@ -167,6 +168,7 @@ impl TryFrom<Args> for Command {
             RawTask::Scan(raw) => Task::Scan(raw.try_into()?),
             RawTask::Cp(raw) => Task::Copy(raw.try_into()?),
             RawTask::Outcome(raw) => Task::Outcome(raw.try_into()?),
+            RawTask::Bench(raw) => Task::Bench(raw.try_into()?),
             RawTask::Status => Task::Status,
             RawTask::Ring => Task::Ring,
         };
@@ -360,7 +362,7 @@ fn source(text: OsString) -> Source {
     if text == "-" { Source::Stdin } else { Source::Bytes(text.into_vec()) }
 }
 
-fn level(text: Option<String>) -> Result<Option<Level>, Failure> {
+pub(crate) fn level(text: Option<String>) -> Result<Option<Level>, Failure> {
     let parse = |text: String| {
         text.parse().map_err(|e: dunlin_protocol::ParseLevelError| Failure::new(Status::InvalidLevel, e.to_string()))
     };

@@ -2,6 +2,7 @@
 //! [`Failure`] with a stable code, or in nothing; the exit code is the code's own.
 
 mod args;
+mod bench;
 mod client;
 mod cluster;
 mod command;
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Task::Outcome(outcome) => on_runtime(data::outcome(&common, outcome, &mut output))?,
         Task::Scan(scan) => on_runtime(scan::run(&common, scan, &mut output))?,
         Task::Copy(copy) => on_runtime(copy::run(&common, copy, &mut output))?,
+        Task::Bench(bench) => on_runtime(bench::run(&common, bench, &mut output))?,
         Task::Status => on_runtime(cluster::status(&common, &mut output))?,
         Task::Ring => on_runtime(cluster::ring(&common, &mut output))?,
     }

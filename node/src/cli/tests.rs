@@ -77,7 +77,7 @@ fn wrong_arguments_have_exit_code_2_and_say_what_is_wrong() {
         ("dev --zones a,,b", "--zones"),
         ("dev --wan 40ms", "--wan is not available yet"),
         ("serve --config f --listen 7400", "--listen"),
-        ("bench", "bench"),
+        ("top", "top"),
     ] {
         let failure = parse(&line.split(' ').collect::<Vec<_>>()).expect_err(line);
         assert_eq!(failure.status.exit_code(), 2, "{line}");
