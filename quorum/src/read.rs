@@ -115,8 +115,8 @@ struct WriteBack {
 }
 
 impl Read {
-    /// A read. `replicas` is the number that levels are compared with, `order` names the nearest first; after `speculate_after` without an
-    /// answer one more replica is asked.
+    /// A read. `replicas` is the number that levels are compared with, `order` names the nearest first; after each `speculate_after` without
+    /// enough answers one more replica is asked.
     #[expect(clippy::too_many_arguments, reason = "each is needed, none groups with another")]
     pub fn new(
         quorums: Quorums,
@@ -194,7 +194,8 @@ impl Read {
             }
         } else if self.hedge_at.is_some_and(|at| at <= now) {
             self.hedge_at = None;
-            self.hedge();
+            // The one that stands in may hang, too.
+            self.hedge_at = self.hedge().then(|| now + self.speculate_after);
         }
     }
 
@@ -251,17 +252,15 @@ impl Read {
         self.effects.push_back(Effect::Send { replica, request: RegisterRequest::Read { want } });
     }
 
-    fn hedge(&mut self) {
+    /// Asks one more; false: there is none.
+    fn hedge(&mut self) -> bool {
         match self.phase {
             Phase::Asking => {
-                if let Some(replica) = self.asking.next_alive() {
-                    self.ask_one(replica);
-                }
+                let replica = self.asking.next_alive();
+                replica.inspect(|replica| self.ask_one(*replica)).is_some()
             }
-            Phase::Fetching { .. } => {
-                self.fetch_next();
-            }
-            Phase::WritingBack(_) | Phase::Repairing { .. } | Phase::Over => {}
+            Phase::Fetching { .. } => self.fetch_next(),
+            Phase::WritingBack(_) | Phase::Repairing { .. } | Phase::Over => false,
         }
     }
 

@@ -35,7 +35,7 @@ pub struct ScanPlan {
     pub after: Option<Place>,
     /// At most so many items in the page; at least 1.
     pub limit: u32,
-    /// After this time without an answer one more replica is asked.
+    /// Each time that this passes without enough answers one more replica is asked.
     pub speculate_after: Duration,
     /// When to give up.
     pub deadline: Tick,
@@ -199,6 +199,8 @@ impl Scan {
             self.hedge_at = None;
             if let Some(replica) = self.asking.next_alive() {
                 self.ask_one(replica);
+                // The one that stands in may hang, too.
+                self.hedge_at = Some(now + self.plan.speculate_after);
             }
         }
     }

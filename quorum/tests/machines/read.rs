@@ -309,6 +309,19 @@ fn failures_are_replaced_and_slow_ones_hedged() {
     Run::new(cluster(), "quorum", true)
         .does(&[(0, ServeThenHang(0)), (1, ServeThenHang(0))])
         .check(&[(0, "value"), (1, "head"), (2, "value")], ReadEnding::Timeout { need: 2, got: 1 });
+    // As long as enough are well, others may hang one after the other.
+    let hang = [(0, ServeThenHang(0)), (1, ServeThenHang(0))];
+    Run::new(cluster(), "one", true).does(&hang).check_found(
+        &[(0, "value"), (1, "value"), (2, "value")],
+        stamp(5),
+        Ballot::ZERO,
+    );
+    let five: &[usize] = &[0, 1, 2, 3, 4];
+    Run::new(Cluster::after(5, &[(five, write(5))]), "quorum", true).does(&hang).check_found(
+        &[(0, "value"), (1, "head"), (2, "head"), (3, "value"), (4, "value")],
+        stamp(5),
+        Ballot::ZERO,
+    );
     Run::new(cluster(), "quorum", true).does(&[(0, Refuse(Status::Suspect)), (1, Refuse(Status::StaleEpoch))]).check(
         &[(0, "value"), (1, "head"), (2, "value")],
         ReadEnding::Failed { status: Status::StaleEpoch, need: 2, got: 0 },

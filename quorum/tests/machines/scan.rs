@@ -197,4 +197,13 @@ fn slow_replicas_are_hedged_and_given_up() {
     }
     assert_eq!(asked, [(0, Want::VALUE), (1, Want::HEAD), (2, Want::VALUE)]);
     assert!(slow.is_done());
+
+    let mut slow = scan(5, "one", 5, None);
+    slow.start(Tick(0));
+    let mut asked = 0;
+    while let Some(at) = slow.poll_timeout() {
+        asked += std::iter::from_fn(|| slow.poll_effect()).filter(|e| matches!(e, ScanEffect::Send { .. })).count();
+        slow.handle_timeout(at);
+    }
+    assert_eq!(asked, 5, "whoever stands in may hang, too");
 }
