@@ -10,7 +10,7 @@ pub(crate) enum Vote {
     Yes,
     /// A higher ballot was seen there.
     Rejected,
-    /// It did nothing, for this reason.
+    /// It refused, for this reason.
     Refused(Status),
     /// Nothing was sent to it.
     NotSent,
@@ -42,7 +42,14 @@ pub(crate) struct Tally {
     not_sent: ReplicaSet,
     skewed: ReplicaSet,
     lost: ReplicaSet,
+    /// Of those that refused: those that may have done it all the same.
+    doubtful: ReplicaSet,
     status: Option<Status>,
+}
+
+/// Whether a replica that refuses so has certainly done nothing: a failed log may come back with what was being written to it.
+fn is_definite(status: Status) -> bool {
+    !matches!(status, Status::StorageFailed | Status::Corruption | Status::Timeout | Status::OutcomeUnknown)
 }
 
 impl Tally {
@@ -53,6 +60,9 @@ impl Tally {
             Vote::Refused(status) => {
                 if self.status.is_none() || status == Status::StaleEpoch {
                     self.status = Some(status);
+                }
+                if !is_definite(status) {
+                    self.doubtful.insert(replica);
                 }
                 &mut self.refused
             }
@@ -98,7 +108,7 @@ impl Tally {
     pub(crate) fn is_void(&self, quorums: &Quorums) -> bool {
         let did_nothing: ReplicaSet =
             [self.rejected, self.refused, self.not_sent].iter().flat_map(|set| set.iter()).collect();
-        quorums.all().without(did_nothing).is_empty()
+        quorums.all().without(did_nothing.without(self.doubtful)).is_empty()
     }
 
     /// Whether a quorum is impossible because of those alone that refused or could not be sent to: asking again at once changes nothing.

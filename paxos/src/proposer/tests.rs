@@ -285,6 +285,13 @@ fn refusals() {
     script.refuse(1, Status::DiskFull);
     script.wait();
     assert_eq!(script.ending, refused(Status::DiskFull, 0, true), "the third may have accepted");
+
+    // A log that fails while it writes what was accepted may have it when it is opened again.
+    let mut script = Script::new(put()).start().promised();
+    script.refuse(0, Status::StorageFailed);
+    script.answer(1, Answer::NotSent);
+    script.answer(2, Answer::NotSent);
+    assert_eq!(script.ending, refused(Status::StorageFailed, 0, true));
 }
 
 #[test]
