@@ -100,6 +100,8 @@ pub struct Attempts {
     last_attempt: u32,
     /// Attempts that may have been carried out.
     counted: u32,
+    /// Attempts that were certainly not carried out, for want of time.
+    too_short: u32,
     /// F: the latest limit of the counted attempts.
     floor: u64,
     redraws: u32,
@@ -202,6 +204,7 @@ impl Attempts {
             unanswered: Vec::new(),
             last_attempt: 0,
             counted: 0,
+            too_short: 0,
             floor,
             redraws: 0,
             failures: 0,
@@ -363,7 +366,7 @@ impl Attempts {
     fn prepare(&mut self, now: Tick, session: &mut Session, node: NodeId) -> Result<(u64, Tick), Hindrance> {
         let time = session.clock().now(node, now);
         let round_trip = session.clock().round_trip(node);
-        let doubled = 1 << self.counted.min(10);
+        let doubled = 1 << (self.counted + self.too_short).min(10);
         let mut patience = SHORTEST_WINDOW.max(session.clock().usual_duration(node)) * doubled;
         let mut window = Window::OPEN;
         match self.kind {
@@ -472,12 +475,20 @@ impl Attempts {
                 self.refusal = Some(outcome);
                 self.refresh = Refresh::Wanted;
             }
+            // Enough replicas are alive and none of them answered in time: that a longer window may mend.
+            Status::Unavailable if outcome.counts.need > 0 && outcome.counts.alive >= outcome.counts.need => {
+                self.too_short += 1;
+                self.refusal = Some(outcome);
+                self.advance(now);
+            }
             Status::Unavailable => {
                 self.unavailable = true;
                 self.refusal = Some(outcome);
                 self.advance(now);
             }
             Status::Overloaded => {
+                // It may have waited in a key's queue until its window was over.
+                self.too_short += 1;
                 self.refusal = Some(outcome);
                 self.next = self.next.wrapping_add(1);
                 self.pause(now);

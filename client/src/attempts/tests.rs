@@ -291,6 +291,22 @@ fn unavailable_everywhere_is_told_at_once() {
 }
 
 #[test]
+fn windows_that_were_too_short_to_begin_with_double() {
+    let mut run = Run::new(cas());
+    let mut lengths = Vec::new();
+    for status in [Status::Unavailable, Status::Unavailable, Status::Unavailable, Status::Overloaded, Status::Ok] {
+        let (_, attempt, operation) = run.sent();
+        assert!(!operation.tried, "nothing happened so far");
+        let now = START + run.now.0 / 1_000_000;
+        lengths.push((operation.window.limit >> 16) - now);
+        let counts = Counts { need: 2, got: 1, alive: 3 };
+        run.report(attempt, reply_at(now, Outcome { counts, ..Outcome::of(status) }));
+    }
+    assert_eq!(lengths, [250, 500, 1_000, 2_000, 4_000]);
+    assert_eq!(run.ending().status, Status::Ok);
+}
+
+#[test]
 fn a_success_of_any_attempt_counts_and_nothing_else_of_earlier_ones() {
     for (action, status, taken) in [
         (cas(), Status::Ok, true),
