@@ -8,8 +8,8 @@ use dunlin_protocol::frame::read_frame;
 use dunlin_protocol::message::{ClientRequest, PeerReply, PeerReplyBody, PeerRequest, RegisterCall};
 use dunlin_protocol::register::{RegisterReply, RegisterRequest, View};
 use dunlin_protocol::{
-    Action, Attributes, Content, Epoch, Key, KeyspaceId, Level, Millis, Mutation, Operation, PartitionId, Record, Stamp,
-    Window,
+    Action, Attributes, Content, Epoch, Key, KeyspaceId, Level, Millis, Mutation, Operation, PartitionId, Record,
+    Stamp, Window,
 };
 
 fn key() -> Key {
@@ -55,7 +55,11 @@ fn put() -> ClientRequest {
 
 fn view(len: usize) -> PeerReply {
     let view = View { record: record(len).into(), ..View::absent() };
-    PeerReply { now: Millis(1_760_000_000_000), epoch: Epoch(1), body: PeerReplyBody::Register(RegisterReply::View(view)) }
+    PeerReply {
+        now: Millis(1_760_000_000_000),
+        epoch: Epoch(1),
+        body: PeerReplyBody::Register(RegisterReply::View(view)),
+    }
 }
 
 fn codec(c: &mut Criterion) {
