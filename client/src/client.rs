@@ -145,6 +145,11 @@ impl Client {
         self.core.cluster_time()
     }
 
+    /// How many attempts at operations were sent to nodes so far, by all clones: more than there were operations means retries.
+    pub fn attempts_sent(&self) -> u64 {
+        self.core.attempts_sent()
+    }
+
     /// The newest topology known.
     pub fn topology(&self) -> Arc<Topology> {
         self.core.topology()

@@ -42,6 +42,7 @@ pub(crate) struct Core {
     bytes: Semaphore,
     seed: AtomicU64,
     turn: AtomicUsize,
+    sent: AtomicU64,
 }
 
 /// How an operation ended.
@@ -77,6 +78,7 @@ impl Core {
             bytes,
             seed: AtomicU64::new(seed),
             turn: AtomicUsize::new(usize::try_from(seed % 1_024).unwrap_or(0)),
+            sent: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +88,10 @@ impl Core {
 
     pub(crate) fn topology(&self) -> Arc<Topology> {
         self.topology.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn attempts_sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn draw_op_id(&self) -> OpId {
@@ -177,7 +183,10 @@ impl Core {
     fn send(self: &Arc<Self>, attempts: &mut Attempts, flights: &mut Flights, node: NodeId, attempt: u32) {
         if let Some(connection) = self.pool.live(node) {
             match connection.operate(attempts.operation()) {
-                Ok(pending) => flights.sent.push((attempt, pending)),
+                Ok(pending) => {
+                    self.sent.fetch_add(1, Ordering::Relaxed);
+                    flights.sent.push((attempt, pending));
+                }
                 Err(Closed) => self.report(attempts, attempt, Event::NotSent),
             }
             return;
@@ -228,7 +237,9 @@ impl Core {
                     }
                 }
             }
-            if deadline.since(self.ticks.now()) <= PAUSE {
+            // Where every node was asked and too few replicas are alive, waiting is the caller's choice.
+            let unavailable = refusal.as_ref().is_some_and(|outcome| outcome.status == Status::Unavailable);
+            if unavailable || deadline.since(self.ticks.now()) <= PAUSE {
                 let outcome = refusal.unwrap_or_else(|| Outcome::of(Status::Connect));
                 return Err(Error::Refused {
                     status: outcome.status,

@@ -18,4 +18,4 @@ pub use coordinator::CoordinatorConfig;
 pub use log_writer::WriterPlace;
 pub use node::{Node, NodeConfig};
 pub use outbox::{Input, Outbox, ReplyTo};
-pub use server::{Environment, ServeError, Server};
+pub use server::{Environment, Probe, ServeError, Server};

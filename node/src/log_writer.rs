@@ -14,14 +14,13 @@ use tokio::sync::Notify;
 pub(crate) const TOPOLOGY: &str = "TOPOLOGY";
 
 /// Where the writer works.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriterPlace {
     /// On a thread of its own.
     Thread,
     /// On the runtime's thread, each step after this time: for simulations, whose disks are in memory and whose time is not real.
     Task {
-        /// How long a write takes.
-        latency: Duration,
+        /// How long the next write takes.
+        latency: Box<dyn Fn() -> Duration>,
     },
 }
 
@@ -51,7 +50,7 @@ pub(crate) struct LogWriter {
     thread: RefCell<Option<JoinHandle<()>>>,
     /// In a simulation: the work, done by [`run_task`](Self::run_task).
     task: RefCell<Option<Work>>,
-    latency: Duration,
+    latency: Option<Box<dyn Fn() -> Duration>>,
 }
 
 #[derive(Default)]
@@ -113,11 +112,15 @@ struct Work {
 
 impl Work {
     fn carry_out(&mut self, orders: Orders, shared: &Shared) {
-        // First what others wait for.
-        while orders.log && !self.log_failed {
+        // First what others wait for; but one batch at a time, or under load the reserve would never have its turn.
+        if orders.log && !self.log_failed {
             match self.engine.write_pending() {
-                Ok(true) => shared.report(|p| p.log = true),
-                Ok(false) => break,
+                Ok(true) => {
+                    shared.report(|p| p.log = true);
+                    // More may have gathered meanwhile, and the engine wakes only when nothing was pending.
+                    shared.order(|orders| orders.log = true);
+                }
+                Ok(false) => {}
                 Err(error) => {
                     self.log_failed = true;
                     // The log may have got further all the same.
@@ -157,9 +160,9 @@ impl LogWriter {
         // What recovery left pending.
         shared.order(|orders| orders.log = true);
         let work = Work { engine, clock, disk, log_failed: false };
-        let (mut thread, mut task, mut delay) = (None, None, Duration::ZERO);
+        let (mut thread, mut task, mut delay) = (None, None, None);
         match place {
-            WriterPlace::Task { latency } => (task, delay) = (Some(work), latency),
+            WriterPlace::Task { latency } => (task, delay) = (Some(work), Some(latency)),
             WriterPlace::Thread => {
                 let theirs = shared.clone();
                 let builder = std::thread::Builder::new().name("dunlin-log".to_owned());
@@ -192,7 +195,7 @@ impl LogWriter {
             if self.task.borrow().is_none() {
                 continue;
             }
-            tokio::time::sleep(self.latency).await;
+            tokio::time::sleep(self.latency.as_ref().map_or(Duration::ZERO, |latency| latency())).await;
             let orders = std::mem::take(&mut self.shared.lock().orders);
             if let Some(work) = &mut *self.task.borrow_mut() {
                 work.carry_out(orders, &self.shared);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use dunlin_protocol::message::{
     ClientReply, ClientRequest, NodeSummary, PeerReply, PeerReplyBody, PeerRequest, ReplyBody,
 };
+use dunlin_protocol::register::RegisterRequest;
 use dunlin_protocol::{BootNumber, HybridClock, Millis, NodeId, Now, Tick, Times, Topology};
 use dunlin_storage::Engine;
 
@@ -53,6 +54,7 @@ pub struct Node {
     coordinator: Coordinator,
     replica: Replica,
     was_ready: bool,
+    repairs: u64,
 }
 
 impl Node {
@@ -69,6 +71,7 @@ impl Node {
             coordinator: Coordinator::new(node, coordinator, times, seed),
             replica: Replica::new(node, engine, times),
             was_ready: false,
+            repairs: 0,
         }
     }
 
@@ -92,6 +95,11 @@ impl Node {
         self.coordinator.in_flight() + self.replica.waiting()
     }
 
+    /// Records that peers installed here because this replica had an older one or none.
+    pub fn repairs(&self) -> u64 {
+        self.repairs
+    }
+
     /// When it next wants [`Input::Timeout`].
     pub fn next_timeout(&self) -> Option<Tick> {
         let gossip = self.gossip.next_timeout();
@@ -100,6 +108,10 @@ impl Node {
 
     /// The mark up to which the hybrid clock's reserve must be made durable now; asked once for each mark.
     pub fn wants_reserve(&mut self, wall: Millis) -> Option<Millis> {
+        if !self.clock.is_confirmed() {
+            // A mark taken from a clock that is hours ahead would keep the node from drawing for hours after its next start.
+            return None;
+        }
         let until = self.clock.wants_reserve(wall)?;
         // Until the answer comes, asking again for a slightly higher mark would only write more often.
         if until < self.reserve_asked + dunlin_protocol::RESERVE_STEP / 2 {
@@ -188,7 +200,10 @@ impl Node {
         let placement = self.gossip.placement().clone();
         let asker = Asker::Peer(to);
         let answered = match request {
-            PeerRequest::Register(call) => self.replica.call(judging.wall, &placement, &mut self.clock, asker, &call),
+            PeerRequest::Register(call) => {
+                self.repairs += u64::from(matches!(call.request, RegisterRequest::Install { .. }));
+                self.replica.call(judging.wall, &placement, &mut self.clock, asker, &call)
+            }
             PeerRequest::Scan(scan) => self.replica.scan(judging.wall, &placement, asker, &scan),
             PeerRequest::Topology { epoch, topology } => {
                 tracing::trace!(%from, %epoch, "push-pull");

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,9 +176,10 @@ impl Server {
         };
         let node = Node::new(node, engine.clone());
         let transport = Transport::open(socket, &tls, local, config.network.clone()).map_err(ServeError::System)?;
-        let writer = LogWriter::start(writer, engine, clock, disk).map_err(ServeError::System)?;
+        let writer = LogWriter::start(writer, engine.clone(), clock, disk).map_err(ServeError::System)?;
         let shell = Shell {
             node: RefCell::new(node),
+            engine,
             transport,
             writer,
             wall,
@@ -201,6 +202,11 @@ impl Server {
         self.shell.node.borrow().placement().topology().cluster
     }
 
+    /// A look at the node while it runs.
+    pub fn probe(&self) -> Probe {
+        Probe { shell: Rc::downgrade(&self.shell) }
+    }
+
     /// Serves until `shutdown` is done; then answers what is under way, for a limited time, and says goodbye. Needs a `LocalSet`.
     ///
     /// Dropped before it is done, it leaves the data directory as a crash would: nothing that was acknowledged is lost.
@@ -218,6 +224,29 @@ impl Server {
             () = shell.writer.run_task() => {}
         }
         shell.stop(patience).await;
+    }
+}
+
+/// A look at a running [`Server`], for who runs it. It keeps nothing alive: when the server is gone there is nothing to see.
+#[derive(Clone)]
+pub struct Probe {
+    shell: Weak<Shell>,
+}
+
+impl Probe {
+    /// The engine.
+    pub fn engine(&self) -> Option<Arc<Engine>> {
+        Some(self.shell.upgrade()?.engine.clone())
+    }
+
+    /// As [`Node::in_flight`].
+    pub fn in_flight(&self) -> usize {
+        self.shell.upgrade().map_or(0, |shell| shell.node.borrow().in_flight())
+    }
+
+    /// As [`Node::repairs`].
+    pub fn repairs(&self) -> u64 {
+        self.shell.upgrade().map_or(0, |shell| shell.node.borrow().repairs())
     }
 }
 
@@ -291,6 +320,7 @@ fn report(node: NodeId, recovery: &Recovery) {
 /// A node with everything that it is driven from. All of it runs on one thread.
 struct Shell {
     node: RefCell<Node>,
+    engine: Arc<Engine>,
     transport: Transport,
     writer: LogWriter,
     wall: Box<dyn Fn() -> Millis>,

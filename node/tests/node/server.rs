@@ -90,7 +90,11 @@ impl Cluster {
             tls: NodeTls::new(config.id, self.ca.cert_pem(), &cert).expect("usable"),
             wall: wall_clock(),
             seed: index as u64,
-            writer: if index == 0 { WriterPlace::Thread } else { WriterPlace::Task { latency: Duration::ZERO } },
+            writer: if index == 0 {
+                WriterPlace::Thread
+            } else {
+                WriterPlace::Task { latency: Box::new(|| Duration::ZERO) }
+            },
         };
         Server::open(config, environment)
     }
