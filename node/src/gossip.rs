@@ -93,7 +93,14 @@ impl Gossip {
         self.asked.retain(|_, (asked, _)| *asked != node);
     }
 
-    pub(crate) fn handle_datagram(&mut self, from: NodeId, bytes: &[u8], now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
+    pub(crate) fn handle_datagram(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Now,
+        peers: &mut Peers,
+        out: &mut dyn Outbox,
+    ) {
         if let Err(error) = self.swim.handle_datagram(now.tick, from, bytes) {
             tracing::debug!(%from, %error, "a gossip datagram was refused");
         }
@@ -106,6 +113,7 @@ impl Gossip {
             let confirmed = self.timekeeper.confirmed();
             self.next_round = now.tick + if confirmed { ROUND } else { EAGER_ROUND };
             self.asked.retain(|_, (_, at)| now.tick.since(*at) < ROUND * 5);
+            peers.estimate_quorum(members(&self.placement).into_iter());
             let others: Vec<NodeId> = members(&self.placement).into_iter().filter(|n| *n != self.me).collect();
             if confirmed && !others.is_empty() {
                 self.turn = (self.turn + 1) % others.len();
@@ -124,9 +132,16 @@ impl Gossip {
         PeerReplyBody::Topology(if newer { self.encoded.clone() } else { Bytes::new() })
     }
 
-    pub(crate) fn handle_reply(&mut self, from: NodeId, request_id: u64, reply: &PeerReply, now: Now, peers: &mut Peers) {
+    pub(crate) fn handle_reply(
+        &mut self,
+        from: NodeId,
+        request_id: u64,
+        reply: &PeerReply,
+        now: Now,
+        peers: &mut Peers,
+    ) {
         let Some((node, sent_at)) = self.asked.remove(&request_id) else { return };
-        if node != from {
+        if node != from || self.placement.topology().member(from).is_none() {
             return;
         }
         let round_trip = now.tick.since(sent_at);

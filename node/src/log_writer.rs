@@ -76,11 +76,13 @@ struct Orders {
     log: bool,
     reserve: Option<Millis>,
     topology: Option<Bytes>,
+    /// Nothing comes any more.
+    close: bool,
 }
 
 impl Orders {
     fn is_empty(&self) -> bool {
-        !self.log && self.reserve.is_none() && self.topology.is_none()
+        !self.log && self.reserve.is_none() && self.topology.is_none() && !self.close
     }
 }
 
@@ -108,6 +110,8 @@ struct Work {
     disk: Arc<dyn Disk>,
     /// The log failed: it takes nothing any more, and was reported once.
     log_failed: bool,
+    /// The disk was full when it was last looked at.
+    disk_full: bool,
 }
 
 impl Work {
@@ -128,6 +132,7 @@ impl Work {
                 }
             }
         }
+        self.tell_disk_full();
         if let Some(until) = orders.reserve {
             match self.clock.reserve(until) {
                 Ok(()) => shared.report(|p| p.reserved = Some(until)),
@@ -138,6 +143,25 @@ impl Work {
             && let Err(error) = store_blob(&*self.disk, TOPOLOGY, &topology)
         {
             shared.report(|p| p.failed = Some(error.into()));
+        }
+        if orders.close && !self.log_failed {
+            match self.engine.close() {
+                Ok(()) => shared.report(|p| p.log = true),
+                // Then damage of the log's last part would be taken for a write that a crash had torn.
+                Err(WriteError::DiskFull) => tracing::warn!("the disk is full: the log's end cannot be noted"),
+                Err(error) => shared.report(|p| (p.log, p.failed) = (true, Some(error.into()))),
+            }
+        }
+    }
+
+    fn tell_disk_full(&mut self) {
+        let disk_full = self.engine.is_disk_full();
+        if disk_full != std::mem::replace(&mut self.disk_full, disk_full) {
+            if disk_full {
+                tracing::warn!("the disk is full: writes are refused until there is room; reads and deletes go on");
+            } else {
+                tracing::info!("the disk has room again");
+            }
         }
     }
 }
@@ -159,7 +183,7 @@ impl LogWriter {
         }));
         // What recovery left pending.
         shared.order(|orders| orders.log = true);
-        let work = Work { engine, clock, disk, log_failed: false };
+        let work = Work { engine, clock, disk, log_failed: false, disk_full: false };
         let (mut thread, mut task, mut delay) = (None, None, None);
         match place {
             WriterPlace::Task { latency } => (task, delay) = (Some(work), Some(latency)),
@@ -203,9 +227,9 @@ impl LogWriter {
         }
     }
 
-    /// Writes what is still pending and stops; then tells the last progress. Blocks for as long as the disk takes.
+    /// Writes what is still pending, notes where the log ends, and stops; then tells the last progress. Blocks for as long as the disk takes.
     pub(crate) fn stop(&self) -> Progress {
-        self.shared.order(|orders| orders.log = true);
+        self.shared.order(|orders| orders.close = true);
         self.stop_thread();
         if let Some(mut work) = self.task.take() {
             let orders = std::mem::take(&mut self.shared.lock().orders);

@@ -149,7 +149,7 @@ impl Node {
                     self.clock.confirm(confirmed);
                 } else {
                     self.with_coordinator(judging, out, |coordinator, below| {
-                        coordinator.handle_reply(request_id, reply, below);
+                        coordinator.handle_reply(from, request_id, reply, below);
                     });
                 }
             }
@@ -251,8 +251,7 @@ impl Node {
     }
 
     fn reply_client(&self, now: Now, to: ReplyTo, body: ReplyBody, out: &mut dyn Outbox) {
-        let members = self.gossip.placement().topology().members.iter().map(|m| m.id);
-        let quorum_micros = u32::try_from(self.peers.quorum_round_trip(members).as_micros()).unwrap_or(u32::MAX);
+        let quorum_micros = self.peers.quorum_micros();
         out.reply_client(
             to,
             &ClientReply { now: now.wall, quorum_micros, epoch: self.gossip.placement().epoch(), body },

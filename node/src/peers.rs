@@ -13,11 +13,12 @@ pub(crate) struct Peers {
     connected: BTreeMap<NodeId, BootNumber>,
     down: BTreeSet<NodeId>,
     latencies: BTreeMap<NodeId, Latency>,
+    quorum_micros: u32,
 }
 
 impl Peers {
     pub(crate) fn new(me: NodeId) -> Self {
-        Self { me, connected: BTreeMap::new(), down: BTreeSet::new(), latencies: BTreeMap::new() }
+        Self { me, connected: BTreeMap::new(), down: BTreeSet::new(), latencies: BTreeMap::new(), quorum_micros: 0 }
     }
 
     pub(crate) fn connect(&mut self, node: NodeId, boot: BootNumber) {
@@ -77,10 +78,16 @@ impl Peers {
         (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
     }
 
-    /// The round trip to a majority of these members, as an estimate.
-    pub(crate) fn quorum_round_trip(&self, members: impl Iterator<Item = NodeId>) -> Duration {
+    /// The round trip to a majority of the members, as it was estimated last.
+    pub(crate) fn quorum_micros(&self) -> u32 {
+        self.quorum_micros
+    }
+
+    /// Estimates the round trip to a majority of these members anew.
+    pub(crate) fn estimate_quorum(&mut self, members: impl Iterator<Item = NodeId>) {
         let mut all: Vec<Duration> = members.map(|node| self.round_trip(node)).collect();
         all.sort();
-        all.get(all.len() / 2).copied().unwrap_or_default()
+        let quorum = all.get(all.len() / 2).copied().unwrap_or_default();
+        self.quorum_micros = u32::try_from(quorum.as_micros()).unwrap_or(u32::MAX);
     }
 }

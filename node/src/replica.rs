@@ -38,6 +38,8 @@ pub(crate) struct Replica {
 
 /// A page never carries more than this many bytes of values and keys, whatever was asked: it must fit a frame.
 const PAGE_BYTES: usize = 1 << 20;
+/// The most answers that wait for the disk.
+const MAX_WAITING: usize = 32_768;
 /// The most entries in a page.
 const PAGE_ENTRIES: u32 = 4096;
 
@@ -110,6 +112,9 @@ impl Replica {
         }
         if self.engine.is_poisoned() {
             return Some((asker, refuse(Status::StorageFailed, "the log could not be written")));
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Some((asker, refuse(Status::Overloaded, "too many answers wait for the disk")));
         }
         self.waited += 1;
         self.waiting.insert((position, self.waited), (asker, body));
@@ -254,9 +259,7 @@ impl Replica {
         let mut found = Vec::new();
         let (mut bytes, mut position) = (0, Position::default());
         let done = self.engine.scan(range, limit, &mut |partition, key, entry| {
-            let head = entry.register.head();
-            let value = if head.value_len <= scan.want.value_upto { head.value_len as usize } else { 0 };
-            bytes += key.len() + value + 64;
+            bytes += key.len() + 64 + frame_bytes(entry, scan.want);
             if bytes > limit_bytes && !found.is_empty() {
                 return false;
             }
@@ -271,6 +274,14 @@ impl Replica {
         }
         Ok((ReplicaPage { entries, done }, position))
     }
+}
+
+/// How many bytes of records a view of this entry loads and carries, at the most.
+fn frame_bytes(entry: &Entry, want: Want) -> usize {
+    let register = &entry.register;
+    let held = register.record.iter().chain(register.pending.iter().map(|(_, held)| held));
+    let carried = held.filter(|held| want.lineage || want != Want::HEAD && held.head.value_len <= want.value_upto);
+    carried.map(|held| held.place.frame_len() as usize).sum()
 }
 
 fn check_time_and_epoch(

@@ -52,7 +52,8 @@ impl Timekeeper {
     /// A peer's clock, read half a `round_trip` ago.
     pub(crate) fn sample(&mut self, peer: NodeId, theirs: Millis, round_trip: Duration, now: Now) {
         let theirs = theirs + round_trip / 2;
-        let offset = i64::try_from(theirs.0).unwrap_or(i64::MAX).saturating_sub(i64::try_from(now.wall.0).unwrap_or(i64::MAX));
+        let offset =
+            i64::try_from(theirs.0).unwrap_or(i64::MAX).saturating_sub(i64::try_from(now.wall.0).unwrap_or(i64::MAX));
         self.offsets.insert(peer, offset);
         if self.confirmed() {
             self.trusted = Some(now);

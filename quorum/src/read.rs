@@ -53,6 +53,8 @@ pub enum ReadEnding {
 
 /// How often 1.6 is tried before a proposer has to tell (PROTOCOL.md 2.8).
 const MAX_TRIES: u8 = 2;
+/// The same where nobody has shown the key to be serial: a proposer would make it so, for nothing but many writes at a time.
+const MAX_PLAIN_TRIES: u8 = 8;
 /// How often a value is fetched in one try, when the replica that showed it had moved on.
 const MAX_FETCHES: u8 = 2;
 /// How often a record is fetched for a repair.
@@ -402,7 +404,8 @@ impl Read {
 
     /// Begins 1.6 anew; a proposer takes over after the last try.
     fn try_again(&mut self, now: Tick) {
-        if self.try_number == MAX_TRIES {
+        let is_serial = self.views.iter().any(|(_, view)| view.is_serial());
+        if self.try_number >= if is_serial { MAX_TRIES } else { MAX_PLAIN_TRIES } {
             return self.end(ReadEnding::GoSerial);
         }
         self.try_number += 1;

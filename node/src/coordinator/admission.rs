@@ -7,7 +7,7 @@ use dunlin_protocol::{Action, Attributes, Condition, Level, Mutation, Operation,
 use super::{Below, Coordinator};
 
 /// A timeout that a client asks for is cut to this.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Coordinator {
     /// Checks an operation, fills in what it leaves to the coordinator (level, operation id), and merges its stamps into the clock.
@@ -45,6 +45,14 @@ impl Coordinator {
             return Err(Outcome::because(Status::InvalidLevel, message));
         }
         let skewed = |skew: dunlin_protocol::ClockSkew| Outcome::because(Status::ClockSkew, skew.to_string());
+        // Whatever a client carries along may not keep this node from drawing stamps (2.7).
+        let furthest = wall + (self.times.max_clock_skew / 2).saturating_sub(self.times.redraw_window);
+        if operation.seen.wall().max(operation.op_id.wall()) > furthest {
+            return Err(Outcome::because(
+                Status::ClockSkew,
+                "the request carries a stamp too far ahead of this node's clock",
+            ));
+        }
         below.clock.observe(operation.seen, wall).map_err(skewed)?;
         self.check_op_id(&mut operation, below)?;
         below.clock.observe(operation.op_id, wall).map_err(skewed)?;
@@ -100,8 +108,14 @@ impl Coordinator {
         if !needs_draw && !operation.tried && operation.action != Action::Outcome && !near {
             return Err(Outcome::because(Status::Redraw, "the operation id is not near the cluster's time"));
         }
-        if operation.window.limit < wall.0 << 16 {
-            return Err(Outcome::because(Status::Redraw, "the attempt arrived after its limit"));
+        // Ballots are drawn above the hybrid clock, which runs ahead of the physical one where other nodes' clocks do.
+        let latest = below.clock.hlc().max(wall.0 << 16);
+        if operation.window.limit <= latest {
+            let refused = Outcome::because(Status::Redraw, "the attempt arrived after its limit");
+            // A clock far ahead concerns this node alone: told to clients, it would drag all others along.
+            let tells = dunlin_protocol::Millis(latest >> 16).since(wall) <= self.times.max_clock_skew / 4;
+            let seen = if tells { Stamp::from_hlc(latest, self.me.0) } else { Stamp::ZERO };
+            return Err(Outcome { seen, ..refused });
         }
         if operation.window.floor > below.clock.hlc().max(wall.0 << 16) {
             // Ballots above the clock would drag every other clock along; a client waits until its floor is past (2.1).

@@ -112,6 +112,10 @@ impl Machine {
 
 impl Flight {
     /// The ids of requests to a node that wait for an answer.
+    pub(super) fn asked(&self, replica: usize) -> Option<NodeId> {
+        self.list.nodes.get(replica).copied()
+    }
+
     pub(super) fn outstanding_at(&self, node: NodeId) -> impl Iterator<Item = u64> {
         let replica = self.list.number_of(node);
         replica.and_then(|r| self.sent[r]).map(|sent| sent.id).into_iter()
@@ -287,7 +291,7 @@ impl Coordinator {
                     Machine::Propose(proposer) => (proposer.highest_seen(), proposer.may_take_effect()),
                     _ => (dunlin_protocol::Stamp::ZERO, false),
                 };
-                let mut outcome = reply::of_serial(ending, &flight.operation, in_doubt, below.now.wall);
+                let mut outcome = reply::of_serial(ending, &flight.operation, in_doubt);
                 outcome.seen = outcome.seen.max(seen);
                 self.answer(number, outcome, below);
             }
@@ -321,7 +325,8 @@ impl Coordinator {
             }
             Action::Outcome => Goal::Outcome,
         };
-        let nearest = below.peers.order(&flight.list).first().copied().unwrap_or(0);
+        let alive = below.peers.alive(&flight.list);
+        let nearest = below.peers.order(&flight.list).into_iter().find(|r| alive.contains(*r)).unwrap_or(0);
         let operation = &flight.operation;
         let mut proposer = Proposer::new(
             config,

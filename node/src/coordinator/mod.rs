@@ -135,7 +135,16 @@ impl Coordinator {
     }
 
     /// A peer answered.
-    pub(crate) fn handle_reply(&mut self, request_id: u64, reply: PeerReply, below: &mut Below<'_>) {
+    pub(crate) fn handle_reply(&mut self, from: NodeId, request_id: u64, reply: PeerReply, below: &mut Below<'_>) {
+        let id = RequestId(request_id);
+        let asked = match self.flights.get(&id.number()) {
+            Some(flight) => flight.asked(id.replica()),
+            None => self.scans.get(&id.number()).and_then(|scan| scan.asked(id.replica())),
+        };
+        if asked != Some(from) {
+            // Late, or not asked at all.
+            return;
+        }
         self.inbox.push_back((request_id, reply_of(reply.body)));
         self.work_off(below);
     }

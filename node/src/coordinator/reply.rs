@@ -17,11 +17,9 @@ pub(super) fn send(to: ReplyTo, outcome: Outcome, below: &mut Below<'_>) {
 
 /// Sends any body to a client, with the common part that every reply has.
 pub(super) fn send_body(to: ReplyTo, body: ReplyBody, below: &mut Below<'_>) {
-    let members = below.placement.topology().members.iter().map(|m| m.id);
-    let quorum = below.peers.quorum_round_trip(members);
     let reply = ClientReply {
         now: below.now.wall,
-        quorum_micros: u32::try_from(quorum.as_micros()).unwrap_or(u32::MAX),
+        quorum_micros: below.peers.quorum_micros(),
         epoch: below.placement.epoch(),
         body,
     };
@@ -51,9 +49,10 @@ pub(super) fn of_read(ending: ReadEnding, operation: &Operation, wall: Millis) -
 }
 
 /// `in_doubt`: whether the operation may take effect although the ending is no answer.
-pub(super) fn of_serial(ending: SerialEnding, operation: &Operation, in_doubt: bool, wall: Millis) -> Outcome {
+pub(super) fn of_serial(ending: SerialEnding, operation: &Operation, in_doubt: bool) -> Outcome {
     match ending {
-        SerialEnding::Read { record, .. } => found(record, operation, wall),
+        // The proposer judged expiry when it decided; to judge again by a later clock could deny what it decided.
+        SerialEnding::Read { record, .. } => found(record, operation, Millis::NONE),
         SerialEnding::Applied { version, number, expires_at } => {
             Outcome { version, number, expires_at, ..Outcome::of(Status::Ok) }
         }

@@ -1,19 +1,24 @@
 //! A page of keys across the ring: one scan machine after another over runs of partitions that share their replicas, and a read of its own
 //! for every key about which the replicas disagree.
 
+use std::time::Duration;
+
 use dunlin_protocol::message::{EntryView, PeerRequest, ReplicaScan, ReplyBody, ScanCursor, ScanPage, ScanRequest};
 use dunlin_protocol::{
-    Action, Answer, Epoch, Key, Level, NodeId, OpId, Operation, Outcome, PartitionId, PreferenceList, Stamp, Status,
+    Action, Answer, Content, Epoch, Key, Level, NodeId, Operation, Outcome, PartitionId, PreferenceList, Stamp, Status,
     Tick, Window,
 };
 use dunlin_quorum::{PageRequest, Scan, ScanEffect, ScanEnding, ScanItem, ScanPlan};
 
 use crate::outbox::ReplyTo;
 
+use super::admission::LONGEST_TIMEOUT;
 use super::{Below, Coordinator, Reply, RequestId, Requester, reply};
 
 /// A page is closed when its values have this many bytes: it must fit a frame.
 const PAGE_BYTES: usize = 1 << 20;
+/// The most keys that are read by themselves at a time.
+const READS: usize = 32;
 /// The most entries of a page, whatever is asked.
 const PAGE_ENTRIES: u32 = 4096;
 
@@ -25,12 +30,16 @@ pub(super) struct ScanFlight {
     deadline: Tick,
     /// A page that is not full by then is sent all the same: the client goes on from its cursor.
     good_enough: Tick,
+    /// Where the page begins.
+    start: ScanCursor,
     /// Where the next machine starts; none: the ring is done.
     at: Option<ScanCursor>,
     run: Option<Run>,
     rows: Vec<Row>,
     found: usize,
     found_bytes: usize,
+    /// The first row that may have to be read.
+    unread: usize,
     reading: usize,
     failed: Option<Outcome>,
     sequence: u16,
@@ -46,10 +55,25 @@ struct Run {
     sent: Vec<Option<(u64, Tick)>>,
 }
 
-enum Row {
+/// A key of the page, in order.
+struct Row {
+    partition: PartitionId,
+    key: Key,
+    state: RowState,
+}
+
+enum RowState {
     Found(EntryView),
-    Reading(Key),
+    /// The replicas disagree: it is read by itself.
+    Unread,
+    Reading,
     Gone,
+}
+
+impl Row {
+    fn bytes(&self) -> usize {
+        if let RowState::Found(entry) = &self.state { entry_bytes(entry) } else { 0 }
+    }
 }
 
 impl ScanFlight {
@@ -59,18 +83,66 @@ impl ScanFlight {
         sent.map(|(id, _)| id).into_iter()
     }
 
+    pub(super) fn asked(&self, replica: usize) -> Option<NodeId> {
+        self.run.as_ref().and_then(|run| run.list.nodes.get(replica).copied())
+    }
+
     fn is_full(&self) -> bool {
         self.found >= self.request.limit as usize || self.found_bytes >= PAGE_BYTES
     }
 
-    fn fill(&mut self, at: usize, row: Row) {
-        if let Row::Found(entry) = &row {
-            self.found += 1;
-            self.found_bytes +=
-                entry.key.as_bytes().len() + entry.content.as_ref().map_or(0, |_| entry.value_len as usize);
-        }
-        self.rows[at] = row;
+    fn fill(&mut self, row: usize, entry: EntryView) {
+        self.found += 1;
+        self.found_bytes += entry_bytes(&entry);
+        self.rows[row].state = RowState::Found(entry);
     }
+
+    /// The next key to be read by itself, if there is room for its value and not too much is being read.
+    fn next_to_read(&mut self) -> Option<(usize, Key)> {
+        if self.reading >= READS {
+            return None;
+        }
+        let is_unread = |row: &Row| matches!(row.state, RowState::Unread);
+        let at = self.rows[self.unread..].iter().position(is_unread)? + self.unread;
+        let before = || self.rows[..at].iter().map(Row::bytes).sum::<usize>();
+        if self.found_bytes >= PAGE_BYTES && before() >= PAGE_BYTES {
+            // The page is cut before it.
+            return None;
+        }
+        self.unread = at + 1;
+        self.reading += 1;
+        self.rows[at].state = RowState::Reading;
+        Some((at, self.rows[at].key.clone()))
+    }
+
+    /// What is settled from the start on, as much as a page carries, and where the next one goes on.
+    fn into_page(self) -> ScanPage {
+        let (mut entries, mut bytes) = (Vec::with_capacity(self.found), 0);
+        let mut last = Some(self.start);
+        for row in self.rows {
+            match row.state {
+                RowState::Found(entry) => {
+                    bytes += entry_bytes(&entry);
+                    if bytes > PAGE_BYTES && !entries.is_empty() {
+                        return ScanPage { entries, next: last };
+                    }
+                    entries.push(entry);
+                }
+                RowState::Gone => {}
+                RowState::Unread | RowState::Reading => return ScanPage { entries, next: last },
+            }
+            last = Some(ScanCursor { partition: row.partition, after: Some(row.key) });
+        }
+        ScanPage { entries, next: self.at }
+    }
+}
+
+fn entry_bytes(entry: &EntryView) -> usize {
+    let content = match &entry.content {
+        Some(Content::Value(value, attributes)) => value.len() + attributes.byte_len(),
+        Some(Content::Tombstone) | None => 0,
+    };
+    entry.key.as_bytes().len() + content + 64
 }
 
 impl Coordinator {
@@ -100,7 +172,7 @@ impl Coordinator {
             return refuse(Outcome::because(Status::InvalidLevel, message), below);
         }
         request.limit = request.limit.clamp(1, PAGE_ENTRIES);
-        let timeout = std::time::Duration::from_millis(u64::from(request.timeout_millis));
+        let timeout = Duration::from_millis(u64::from(request.timeout_millis)).min(LONGEST_TIMEOUT);
         let number = self.draw_number();
         let flight = ScanFlight {
             to,
@@ -108,11 +180,13 @@ impl Coordinator {
             epoch: below.placement.epoch(),
             deadline: below.now.tick + timeout,
             good_enough: below.now.tick + timeout / 2,
-            at: Some(start),
+            at: Some(start.clone()),
+            start,
             run: None,
             rows: Vec::new(),
             found: 0,
             found_bytes: 0,
+            unread: 0,
             reading: 0,
             failed: None,
             sequence: 0,
@@ -154,22 +228,17 @@ impl Coordinator {
     pub(super) fn scan_entry(&mut self, number: u64, row: usize, outcome: Outcome, below: &mut Below<'_>) {
         let Some(scan) = self.scans.get_mut(&number) else { return };
         scan.reading -= 1;
-        let Row::Reading(key) = &scan.rows[row] else { return };
-        let filled = match outcome.status {
-            Status::Ok => Row::Found(EntryView {
-                key: key.clone(),
-                version: outcome.version,
-                expires_at: outcome.expires_at,
-                value_len: outcome.content.as_ref().and_then(|c| c.bytes()).map_or(0, |b| b.len() as u32),
-                content: outcome.content.filter(|_| !scan.request.keys_only),
-            }),
-            Status::NotFound => Row::Gone,
-            _ => {
-                scan.failed = Some(outcome);
-                Row::Gone
+        match outcome.status {
+            Status::Ok => {
+                let key = scan.rows[row].key.clone();
+                let value_len = outcome.content.as_ref().and_then(Content::bytes).map_or(0, |b| b.len() as u32);
+                let content = outcome.content.filter(|_| !scan.request.keys_only);
+                let (version, expires_at) = (outcome.version, outcome.expires_at);
+                scan.fill(row, EntryView { key, version, expires_at, value_len, content });
             }
-        };
-        scan.fill(row, filled);
+            Status::NotFound => scan.rows[row].state = RowState::Gone,
+            _ => scan.failed = Some(outcome),
+        }
         self.advance(number, below);
     }
 
@@ -204,7 +273,7 @@ impl Coordinator {
             scan.failed = Some(Outcome::because(Status::Timeout, "the page was not complete in time"));
         }
         if let Some(failed) = scan.failed.take() {
-            self.close_scan(number, ReplyBody::Outcome(failed), below);
+            self.close_scan(number, failed, below);
             return false;
         }
         if let Some(run) = &mut scan.run {
@@ -220,22 +289,21 @@ impl Coordinator {
                 None => false,
             };
         }
+        if let Some((entry, key)) = scan.next_to_read() {
+            self.read_for_scan(number, entry, key, below);
+            return true;
+        }
         if scan.reading > 0 {
             return false;
         }
+        let all_read = !scan.rows[scan.unread..].iter().any(|row| matches!(row.state, RowState::Unread));
         match scan.at.clone() {
-            Some(at) if !scan.is_full() && below.now.tick < scan.good_enough => {
+            Some(at) if all_read && !scan.is_full() && below.now.tick < scan.good_enough => {
                 self.start_run(number, at, below);
                 true
             }
-            next => {
-                let rows = std::mem::take(&mut scan.rows).into_iter();
-                let entries = rows.filter_map(|row| match row {
-                    Row::Found(entry) => Some(entry),
-                    Row::Reading(_) | Row::Gone => None,
-                });
-                let page = ScanPage { entries: entries.collect(), next };
-                self.close_scan(number, ReplyBody::Page(page), below);
+            _ => {
+                self.close_with_page(number, below);
                 false
             }
         }
@@ -341,57 +409,61 @@ impl Coordinator {
             }
             None => None,
         };
-        let (keyspace, level, epoch, deadline) = (scan.request.keyspace, scan.level, scan.epoch, scan.deadline);
-        let timeout_millis = scan.request.timeout_millis;
-        let mut to_read = Vec::new();
         for item in items {
             match item {
-                ScanItem::Settled { key, record, .. } => {
+                ScanItem::Settled { partition, key, record, .. } => {
                     let content = record.content.filter(|_| !scan.request.keys_only);
                     let (version, expires_at) = (record.head.stamp, record.head.expires_at);
-                    let entry = EntryView { key, version, expires_at, value_len: record.head.value_len, content };
-                    scan.rows.push(Row::Gone);
-                    scan.fill(scan.rows.len() - 1, Row::Found(entry));
+                    let value_len = record.head.value_len;
+                    scan.rows.push(Row { partition, key: key.clone(), state: RowState::Gone });
+                    scan.fill(scan.rows.len() - 1, EntryView { key, version, expires_at, value_len, content });
                 }
-                ScanItem::Unsettled { key, .. } => {
-                    to_read.push((scan.rows.len(), key.clone()));
-                    scan.rows.push(Row::Reading(key));
+                ScanItem::Unsettled { partition, key } => {
+                    scan.rows.push(Row { partition, key, state: RowState::Unread });
                 }
             }
         }
-        scan.reading += to_read.len();
-        for (entry, key) in to_read {
-            let operation = Operation {
-                keyspace,
-                key,
-                level: Some(level),
-                op_id: OpId::ZERO,
-                tried: false,
-                window: Window::OPEN,
-                timeout_millis,
-                seen: Stamp::ZERO,
-                epoch,
-                action: Action::Read { value: true },
-            };
-            self.read_for_scan(Requester::Scan { number, entry }, operation, deadline, below);
-        }
     }
 
-    fn read_for_scan(&mut self, requester: Requester, mut operation: Operation, deadline: Tick, below: &mut Below<'_>) {
-        match below.clock.draw(below.now.wall) {
-            Ok(op_id) => {
-                operation.op_id = op_id;
-                self.take_off(requester, operation, deadline, below);
-            }
-            Err(error) => self.give(requester, Outcome::because(Status::NotReady, error.to_string()), below),
-        }
+    fn read_for_scan(&mut self, number: u64, entry: usize, key: Key, below: &mut Below<'_>) {
+        let Some(scan) = self.scans.get(&number) else { return };
+        let requester = Requester::Scan { number, entry };
+        let op_id = match below.clock.draw(below.now.wall) {
+            Ok(op_id) => op_id,
+            Err(error) => return self.give(requester, Outcome::because(Status::NotReady, error.to_string()), below),
+        };
+        let operation = Operation {
+            keyspace: scan.request.keyspace,
+            key,
+            level: Some(scan.level),
+            op_id,
+            tried: false,
+            window: Window::OPEN,
+            timeout_millis: scan.request.timeout_millis,
+            seen: Stamp::ZERO,
+            epoch: scan.epoch,
+            action: Action::Read { value: true },
+        };
+        let deadline = scan.deadline;
+        self.take_off(requester, operation, deadline, below);
     }
 
-    fn close_scan(&mut self, number: u64, body: ReplyBody, below: &mut Below<'_>) {
-        let Some(scan) = self.scans.remove(&number) else { return };
+    fn close_with_page(&mut self, number: u64, below: &mut Below<'_>) {
+        let Some(scan) = self.remove_scan(number) else { return };
+        let to = scan.to;
+        reply::send_body(to, ReplyBody::Page(scan.into_page()), below);
+    }
+
+    fn close_scan(&mut self, number: u64, outcome: Outcome, below: &mut Below<'_>) {
+        let Some(scan) = self.remove_scan(number) else { return };
+        reply::send(scan.to, outcome, below);
+    }
+
+    fn remove_scan(&mut self, number: u64) -> Option<ScanFlight> {
+        let scan = self.scans.remove(&number)?;
         if let Some(timer) = scan.timer {
             self.timers.remove(&(timer, number));
         }
-        reply::send_body(scan.to, body, below);
+        Some(scan)
     }
 }
