@@ -410,7 +410,8 @@ impl Shell {
             self.receive(Input::Durable);
         }
         if let Some(error) = progress.failed {
-            tracing::error!(%error, "the disk failed; restart the node once it is repaired");
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::error!(error, "the disk failed; restart the node once it is repaired");
         }
     }
 

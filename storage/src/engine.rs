@@ -383,6 +383,11 @@ impl Engine {
         self.log.is_poisoned()
     }
 
+    /// Whether the disk was full when room was last made. Cheap.
+    pub fn is_disk_full(&self) -> bool {
+        self.log.is_disk_full()
+    }
+
     /// The partitions of which something may have been lost (PROTOCOL.md 2.5). Cheap.
     pub fn suspect_partitions(&self) -> Arc<Suspects> {
         self.suspects.read().expect("no thread panics while it holds the suspects").clone()
