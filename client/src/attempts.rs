@@ -471,6 +471,8 @@ impl Attempts {
                 self.count(now, current);
             }
             Status::Redraw => self.redraw(now, outcome),
+            // Drawn from the clock of another node, which is far behind: this one told its time.
+            Status::OpExpired if self.kind == Kind::Write(Drawn::Here) && !self.is_tried() => self.redraw(now, outcome),
             Status::StaleEpoch | Status::NotReplica => {
                 self.refusal = Some(outcome);
                 self.refresh = Refresh::Wanted;
@@ -481,7 +483,8 @@ impl Attempts {
                 self.refusal = Some(outcome);
                 self.advance(now);
             }
-            Status::Unavailable => {
+            // A suspect replica stays so until it is rebuilt.
+            Status::Unavailable | Status::Suspect => {
                 self.unavailable = true;
                 self.refusal = Some(outcome);
                 self.advance(now);
@@ -493,7 +496,7 @@ impl Attempts {
                 self.next = self.next.wrapping_add(1);
                 self.pause(now);
             }
-            Status::NotReady | Status::ShuttingDown | Status::Suspect | Status::StorageFailed => {
+            Status::NotReady | Status::ShuttingDown | Status::StorageFailed => {
                 self.refusal = Some(outcome);
                 self.advance(now);
             }

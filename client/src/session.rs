@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use dunlin_protocol::message::ClientReply;
 use dunlin_protocol::message::ReplyBody;
-use dunlin_protocol::{Millis, NodeId, OpId, Stamp, Tick, Times};
+use dunlin_protocol::{Millis, NodeId, OpId, Stamp, Status, Tick, Times};
 
 use crate::clock::ClusterClock;
 
 /// A node that did not answer is passed over for this long, doubled each time up to [`MAX_SHUNNED`].
 const SHUNNED: Duration = Duration::from_millis(500);
 const MAX_SHUNNED: Duration = Duration::from_secs(4);
+/// From one origin to the next; odd, so that all 2^64 are passed through.
+const OTHER_ORIGIN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A client's memory: the cluster's time, the highest stamp seen, the ids drawn, and which nodes did not answer of late. Pure: one
 /// session serves all operations of a client, whoever drives them.
@@ -69,7 +71,10 @@ impl Session {
     pub fn replied(&mut self, node: NodeId, sent: Tick, received: Tick, reply: &ClientReply) {
         self.clock.observe(node, sent, received, reply.now, Duration::from_micros(reply.quorum_micros.into()));
         self.silent.remove(&node);
-        if let ReplyBody::Outcome(outcome) = &reply.body {
+        // A node whose clock is not confirmed may have seen nothing but its own.
+        if let ReplyBody::Outcome(outcome) = &reply.body
+            && outcome.status != Status::NotReady
+        {
             self.saw(node, received, outcome.seen.max(outcome.version));
         }
     }
@@ -99,6 +104,12 @@ impl Session {
     /// An operation id at the cluster's time, above everything that this client has seen. None: no node was heard yet.
     pub fn draw(&mut self, node: NodeId, now: Tick) -> Option<OpId> {
         let time = self.clock.now(node, now)?;
+        if Millis(self.last_drawn >> 16).since(time) > self.times.redraw_window {
+            // The last id came from a node whose clock is far ahead, and no other node would take one above it. Under another origin, ids may
+            // go back to this node's time: none is drawn twice.
+            self.origin = self.origin.wrapping_add(OTHER_ORIGIN);
+            self.last_drawn = 0;
+        }
         // What this client saw happened before what it does next, whatever the clocks say.
         let hlc = (time.0.min(Millis::MAX.0) << 16).max(self.seen.hlc() + 1).max(self.last_drawn + 1);
         self.last_drawn = hlc;
@@ -117,7 +128,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dunlin_protocol::{Epoch, Outcome, Status};
+    use dunlin_protocol::{Epoch, Outcome};
 
     fn reply(now: u64, seen: Stamp) -> ClientReply {
         let outcome = Outcome { seen, ..Outcome::of(Status::Ok) };
@@ -135,6 +146,20 @@ mod tests {
         assert!(ids.iter().all(|id| id.origin() == 77));
         let later = session.draw(NodeId(1), Tick(900_000_000)).expect("time known");
         assert_eq!(later.wall(), Millis(50_900));
+    }
+
+    #[test]
+    fn one_clock_far_ahead_does_not_lead_the_ids_away() {
+        let mut session = Session::new(77);
+        let hour = 3_600_000;
+        session.welcomed(NodeId(1), Tick(0), Tick(0), Millis(50_000 + hour));
+        session.welcomed(NodeId(2), Tick(0), Tick(0), Millis(50_000));
+        let far = session.draw(NodeId(1), Tick(0)).expect("time known");
+        assert_eq!((far.wall(), far.origin()), (Millis(50_000 + hour), 77));
+        let near = session.draw(NodeId(2), Tick(0)).expect("time known");
+        assert_eq!(near.wall(), Millis(50_000));
+        assert_ne!(near.origin(), 77, "when its time comes, the far id is not drawn again");
+        assert!(session.draw(NodeId(2), Tick(0)).expect("time known") > near);
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn every_status_ends_the_first_attempt_as_it_should() {
         (Status::ValueTooLarge, true, false),
         (Status::DiskFull, true, false),
         (Status::ClockSkew, true, false),
-        (Status::OpExpired, true, false),
+        (Status::OpExpired, false, false),
         (Status::Unavailable, false, false),
         (Status::Timeout, false, false),
         (Status::Overloaded, false, false),
@@ -218,6 +218,28 @@ fn refused_ids_are_drawn_anew_and_then_by_the_coordinator() {
 }
 
 #[test]
+fn one_nodes_wrong_clock_stops_no_write_through_the_others() {
+    let hour = 3_600_000;
+    for (wrong, refusal) in [(START * 10 + hour, Status::Redraw), (START * 10 - hour, Status::OpExpired)] {
+        let right = START * 10;
+        let mut run = Run::new(put());
+        // A was heard first, and B's time is not known when it is asked.
+        run.session = Session::new(9);
+        run.session.welcomed(A, Tick(0), Tick(0), Millis(wrong));
+        let (node, attempt, operation) = run.sent();
+        assert_eq!((node, operation.op_id.wall()), (A, Millis(wrong)));
+        run.report(attempt, reply_at(wrong, Outcome::of(Status::NotReady)));
+        let (node, attempt, operation) = run.sent();
+        assert_eq!((node, operation.op_id.wall()), (B, Millis(wrong)));
+        run.report(attempt, reply_at(right, Outcome::of(refusal)));
+        let (node, attempt, operation) = run.sent();
+        assert_eq!((node, operation.op_id.wall(), operation.tried), (B, Millis(right), false), "{refusal}");
+        run.report(attempt, reply_at(right, Outcome::of(Status::Ok)));
+        assert_eq!(run.ending().status, Status::Ok);
+    }
+}
+
+#[test]
 fn a_late_attempt_does_not_count() {
     let mut run = Run::new(cas());
     let (_, attempt, first) = run.sent();
@@ -278,16 +300,18 @@ fn a_connection_made_first_means_a_fresh_attempt_at_the_same_node() {
 
 #[test]
 fn unavailable_everywhere_is_told_at_once() {
-    let mut run = Run::new(put());
-    for event in [None, Some(Event::NotSent), Some(Event::NotSent)] {
-        let (_, attempt, _) = run.sent();
-        match event {
-            None => run.answer(attempt, Status::Unavailable),
-            Some(event) => run.report(attempt, event),
+    for status in [Status::Unavailable, Status::Suspect] {
+        let mut run = Run::new(put());
+        for event in [None, Some(Event::NotSent), Some(Event::NotSent)] {
+            let (_, attempt, _) = run.sent();
+            match event {
+                None => run.answer(attempt, status),
+                Some(event) => run.report(attempt, event),
+            }
         }
+        assert_eq!(run.ending().status, status);
+        assert_eq!(run.now, Tick(0));
     }
-    assert_eq!(run.ending().status, Status::Unavailable);
-    assert_eq!(run.now, Tick(0));
 }
 
 #[test]
