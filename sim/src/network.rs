@@ -86,8 +86,9 @@ pub(crate) struct Network {
     nodes: usize,
     manner: Manner,
     random: Random,
-    /// How often packets are lost without any fault.
+    /// How often packets are lost without any fault, in the time of faults.
     base_loss: f64,
+    is_calm: bool,
     paths: Vec<Vec<Path>>,
     connections: BTreeMap<ConnectionId, Connection>,
     newest: u64,
@@ -124,6 +125,7 @@ impl Network {
             manner,
             random,
             base_loss,
+            is_calm: true,
             paths,
             connections: BTreeMap::new(),
             newest: 0,
@@ -156,6 +158,11 @@ impl Network {
     }
 
     // ---- faults
+
+    /// Nothing is lost any more without a fault, or again.
+    pub(crate) fn set_calm(&mut self, is_calm: bool) {
+        self.is_calm = is_calm;
+    }
 
     pub(crate) fn block(&mut self, fault: usize, from: usize, to: usize, agenda: &mut Agenda) {
         let path = &mut self.paths[from][to];
@@ -452,7 +459,7 @@ impl Network {
                 return true;
             }
         }
-        self.base_loss > 0.0 && self.random.chance(self.base_loss)
+        !self.is_calm && self.base_loss > 0.0 && self.random.chance(self.base_loss)
     }
 
     /// A way's time, with the jitter of queues.
