@@ -205,7 +205,7 @@ pub enum ConfigProblem {
     #[error("cannot be read: {0}")]
     Read(#[source] std::io::Error),
     /// It is no such TOML. The message names line and field.
-    #[error("{0}")]
+    #[error("{}", .0.to_string().trim_end())]
     Syntax(#[source] Box<toml::de::Error>),
     /// A number out of its range.
     #[error("{field} is {found}: it lies between {least} and {most}")]
@@ -378,6 +378,7 @@ key = "/etc/dunlin/key.pem"
             let message = error.to_string();
             assert!(message.starts_with("/srv/dunlin/node.toml: "), "{message}");
             assert!(message.contains(expected), "{message}");
+            assert_eq!(message.trim_end(), message, "something may follow on the same line");
         }
         let error = Config::load(Path::new("/no/such/file")).expect_err("not there");
         assert!(matches!(error.problem, ConfigProblem::Read(_)));

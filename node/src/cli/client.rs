@@ -25,6 +25,17 @@ pub(crate) async fn connect(common: &Common) -> Result<Client, Failure> {
     Ok(Client::connect(options).await?)
 }
 
+/// Connects, does something, and says goodbye however that ended: otherwise the node would keep the connection until its idle timeout.
+pub(crate) async fn with_client<T>(
+    common: &Common,
+    work: impl AsyncFnOnce(&Client) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let client = connect(common).await?;
+    let done = work(&client).await;
+    client.close().await;
+    done
+}
+
 /// The client's options.
 pub(crate) fn options(common: &Common, context: Context) -> Result<Options, Failure> {
     let cluster = context.cluster().map_err(|what| Failure::new(Status::InvalidConfig, what))?;

@@ -8,7 +8,7 @@ use dunlin_protocol::{KeyspaceId, Topology};
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
-use super::client::connect;
+use super::client::with_client;
 use super::command::Common;
 use super::failure::Failure;
 use super::output::{Output, done};
@@ -17,10 +17,12 @@ use super::output::{Output, done};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn status(common: &Common, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let seen = client.status().await?;
-    let own = ask_all(&client, &seen, PATIENCE.min(common.timeout)).await?;
-    client.close().await;
+    let asked = with_client(common, async |client| {
+        let seen = look(common, client).await?;
+        let own = ask_all(client, &seen, PATIENCE.min(common.timeout)).await?;
+        Ok((seen, own))
+    });
+    let (seen, own) = asked.await?;
     if output.is_json() {
         return output.object(status_object(&seen, &own));
     }
@@ -29,11 +31,21 @@ pub(crate) async fn status(common: &Common, output: &mut Output) -> Result<(), F
     output.table(["NODE", "ADDRESS", "REGION", "ZONE", "STATE", "BOOT", "RTT", "KEYS", "DISK", "SUSPECT"], &rows)
 }
 
+/// The cluster as the node that was named sees it, or any.
+async fn look(common: &Common, client: &Client) -> Result<ClusterStatus, Failure> {
+    let topology = client.topology();
+    let named = topology.members.iter().find(|member| common.at.as_ref() == Some(&member.address));
+    Ok(match named {
+        Some(member) => client.status_of(member.id, common.timeout).await?,
+        None => client.status().await?,
+    })
+}
+
 fn row(member: &dunlin_client::NodeSummary, own: Option<&ClusterStatus>) -> [String; 10] {
     let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let state = match (member.alive, own) {
         (_, Some(own)) if own.ready => "ready",
-        (_, Some(_)) => "starting",
+        (_, Some(_)) => "not ready",
         (true, None) => "silent",
         (false, None) => "down",
     };
@@ -102,9 +114,7 @@ async fn ask_all(
 }
 
 pub(crate) async fn ring(common: &Common, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let topology = client.refresh_topology().await?;
-    client.close().await;
+    let topology = with_client(common, async |client| Ok(client.refresh_topology().await?)).await?;
     let Some(keyspace) = topology.keyspace_named(&common.keyspace) else {
         let message = format!("no keyspace is named `{}`", common.keyspace);
         return Err(Failure::new(dunlin_protocol::Status::UnknownKeyspace, message));

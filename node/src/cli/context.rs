@@ -30,7 +30,7 @@ impl Context {
         let wrong =
             |what: String| Failure::new(Status::InvalidConfig, format!("the context {}: {what}", file.display()));
         let text = std::fs::read_to_string(file).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-        let mut context: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut context: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
         if context.nodes.is_empty() {
             return Err(wrong("`nodes` names no address".to_owned()));
         }

@@ -8,7 +8,7 @@ use dunlin_client::{Client, Written};
 use dunlin_protocol::{Millis, OpId, Status, Times};
 use serde_json::Value;
 
-use super::client::connect;
+use super::client::with_client;
 use super::command::{Cas, Common, Delete, Get, Incr, Outcome, Put, Source};
 use super::failure::Failure;
 use super::output::{Output, done, json_bytes, say};
@@ -20,35 +20,35 @@ const MOST_BYTES: u64 = 8 << 20;
 
 pub(crate) async fn put(common: &Common, put: Put, output: &mut Output) -> Result<(), Failure> {
     let value = read(put.value)?;
-    let client = connect(common).await?;
-    if let Some(op_id) = put.op_id
-        && !is_near(&client, op_id)
-    {
-        return settle(common, &client, put.key.to_bytes(), op_id, output).await;
-    }
-    let mut write = client.put(put.key.to_bytes(), value).level(put.level).ttl(put.ttl);
-    for (name, value) in put.attributes {
-        write = write.attribute(name, value);
-    }
-    if let Some(op_id) = put.op_id {
-        write = write.op_id(op_id);
-    }
-    let written = write.await?;
-    say_version(written, output)?;
-    client.close().await;
-    Ok(())
+    with_client(common, async |client| {
+        if let Some(op_id) = put.op_id
+            && !is_near(client, op_id)
+        {
+            return settle(common, client, put.key.to_bytes(), op_id, output).await;
+        }
+        let mut write = client.put(put.key.to_bytes(), value).level(put.level).ttl(put.ttl);
+        for (name, value) in put.attributes {
+            write = write.attribute(name, value);
+        }
+        if let Some(op_id) = put.op_id {
+            write = write.op_id(op_id);
+        }
+        say_version(write.await?, output)
+    })
+    .await
 }
 
 pub(crate) async fn get(common: &Common, get: Get, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let mut read = client.get(get.key.to_bytes()).level(get.level);
-    if get.want_version {
-        read = read.head_only();
-    }
-    let Some(found) = read.await? else {
+    let asked = with_client(common, async |client| {
+        let mut read = client.get(get.key.to_bytes()).level(get.level);
+        if get.want_version {
+            read = read.head_only();
+        }
+        Ok(read.await?)
+    });
+    let Some(found) = asked.await? else {
         return Err(Failure::new(Status::NotFound, format!("the key `{}` has no value", get.key)));
     };
-    client.close().await;
     let version = found.version.to_string();
     if get.want_version {
         return output.result(&version, [("version", version.clone().into())]);
@@ -91,29 +91,28 @@ pub(crate) async fn get(common: &Common, get: Get, output: &mut Output) -> Resul
 }
 
 pub(crate) async fn delete(common: &Common, delete: Delete, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let mut write = client.delete(delete.key.to_bytes()).level(delete.level);
-    if let Some(version) = delete.if_version {
-        write = write.if_version(version);
-    }
-    say_version(write.await?, output)?;
-    client.close().await;
-    Ok(())
+    with_client(common, async |client| {
+        let mut write = client.delete(delete.key.to_bytes()).level(delete.level);
+        if let Some(version) = delete.if_version {
+            write = write.if_version(version);
+        }
+        say_version(write.await?, output)
+    })
+    .await
 }
 
 pub(crate) async fn cas(common: &Common, cas: Cas, output: &mut Output) -> Result<(), Failure> {
     let value = read(cas.value)?;
-    let client = connect(common).await?;
-    let write = client.put(cas.key.to_bytes(), value).condition(cas.condition).ttl(cas.ttl);
-    say_version(write.await?, output)?;
-    client.close().await;
-    Ok(())
+    with_client(common, async |client| {
+        let write = client.put(cas.key.to_bytes(), value).condition(cas.condition).ttl(cas.ttl);
+        say_version(write.await?, output)
+    })
+    .await
 }
 
 pub(crate) async fn incr(common: &Common, incr: Incr, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let written = client.increment(incr.key.to_bytes(), incr.by).await?;
-    client.close().await;
+    let asked = with_client(common, async |client| Ok(client.increment(incr.key.to_bytes(), incr.by).await?));
+    let written = asked.await?;
     let version = ("version", Value::from(written.version.to_string()));
     match written.number {
         Some(number) => output.result(&number.to_string(), [("number", number.into()), version]),
@@ -126,25 +125,25 @@ pub(crate) async fn incr(common: &Common, incr: Incr, output: &mut Output) -> Re
 }
 
 pub(crate) async fn outcome(common: &Common, outcome: Outcome, output: &mut Output) -> Result<(), Failure> {
-    let client = connect(common).await?;
-    let asked = client.outcome(outcome.key.to_bytes(), outcome.op_id).timeout(settling_time(common)).await;
-    match asked {
-        Ok(Some(version)) => {
-            let version = version.to_string();
-            output
-                .result(&format!("applied {version}"), [("outcome", "applied".into()), ("version", version.into())])?;
-        }
-        Ok(None) => output.result("not-applied", [("outcome", "not-applied".into())])?,
-        Err(error) if error.status() == Status::OutcomeUnknown => {
-            if !output.is_json() {
-                output.line("unknown")?;
+    with_client(common, async |client| {
+        let asked = client.outcome(outcome.key.to_bytes(), outcome.op_id).timeout(settling_time(common)).await;
+        match asked {
+            Ok(Some(version)) => {
+                let version = version.to_string();
+                output
+                    .result(&format!("applied {version}"), [("outcome", "applied".into()), ("version", version.into())])
             }
-            return Err(Failure::from(error).fact("outcome", "unknown"));
+            Ok(None) => output.result("not-applied", [("outcome", "not-applied".into())]),
+            Err(error) if error.status() == Status::OutcomeUnknown => {
+                if !output.is_json() {
+                    output.line("unknown")?;
+                }
+                Err(Failure::from(error).fact("outcome", "unknown"))
+            }
+            Err(error) => Err(error.into()),
         }
-        Err(error) => return Err(error.into()),
-    }
-    client.close().await;
-    Ok(())
+    })
+    .await
 }
 
 /// A write of earlier is not sent again: another attempt could not be told from the first. It is settled whether it was applied.

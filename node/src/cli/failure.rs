@@ -15,11 +15,12 @@ pub(crate) struct Failure {
     pub(crate) facts: Map<String, Value>,
     broken_pipe: bool,
     told: bool,
+    is_help: bool,
 }
 
 impl Failure {
     pub(crate) fn new(status: Status, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), facts: Map::new(), broken_pipe: false, told: false }
+        Self { status, message: message.into(), facts: Map::new(), broken_pipe: false, told: false, is_help: false }
     }
 
     /// Something on this machine.
@@ -32,6 +33,11 @@ impl Failure {
         Self::new(Status::InvalidArgument, message)
     }
 
+    /// Nothing was asked for: the message is the help.
+    pub(crate) fn help(text: impl Into<String>) -> Self {
+        Self { is_help: true, ..Self::usage(text) }
+    }
+
     pub(crate) fn fact(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.facts.insert(name.to_owned(), value.into());
         self
@@ -40,6 +46,11 @@ impl Failure {
     /// Nobody reads the output any more: no error.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.broken_pipe
+    }
+
+    /// The message is to be shown as it is.
+    pub(crate) fn is_help(&self) -> bool {
+        self.is_help
     }
 
     /// The object on stdout has it already.
@@ -58,6 +69,20 @@ impl Failure {
         object.extend(self.facts.clone());
         object
     }
+}
+
+/// An error with its causes, as far as its own words do not name them.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !message.contains(&words) {
+            message = format!("{message}: {words}");
+        }
+        cause = error.source();
+    }
+    message
 }
 
 impl fmt::Display for Failure {

@@ -76,7 +76,11 @@ fn report(failure: &Failure, json: bool) -> ExitCode {
     if failure.is_broken_pipe() {
         return ExitCode::SUCCESS;
     }
-    output::say(&format!("error: {failure} ({})", failure.status.code()));
+    if failure.is_help() {
+        output::say(failure.message.trim_end());
+    } else {
+        output::say(&format!("error: {failure} ({})", failure.status.code()));
+    }
     if json
         && !failure.is_told()
         && let Err(error) = Output::new(true).object(failure.to_json())
@@ -94,6 +98,8 @@ fn of_clap(error: &clap::Error) -> Option<Failure> {
             let _ = error.print();
             None
         }
+        // Nothing was typed: the help, on stderr, and no more words about it.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Some(Failure::help(error.render().to_string())),
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();

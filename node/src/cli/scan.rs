@@ -1,9 +1,9 @@
 //! `dunlin scan`.
 
-use dunlin_client::Entry;
+use dunlin_client::{Client, Entry};
 use serde_json::{Map, Value};
 
-use super::client::connect;
+use super::client::with_client;
 use super::command::{Common, Scan};
 use super::failure::Failure;
 use super::output::{Output, json_bytes, say};
@@ -15,7 +15,10 @@ pub(crate) async fn run(common: &Common, scan: Scan, output: &mut Output) -> Res
     if !scan.start.is_empty() || !scan.end.is_empty() {
         say("note: --start and --end filter; the keys come in the order of partitions");
     }
-    let client = connect(common).await?;
+    with_client(common, async |client| list(client, scan, output).await).await
+}
+
+async fn list(client: &Client, scan: Scan, output: &mut Output) -> Result<(), Failure> {
     let mut asked = client.scan().prefix(scan.prefix).start(scan.start).end(scan.end).level(scan.level);
     if scan.keys_only {
         asked = asked.keys_only();
@@ -49,7 +52,6 @@ pub(crate) async fn run(common: &Common, scan: Scan, output: &mut Output) -> Res
         let tail = format!("],\"count\":{count},\"code\":{},\"message\":{}}}", Value::from(code), Value::from(message));
         output.line(tail)?;
     }
-    client.close().await;
     ended.map_err(|failure| if output.is_json() { failure.told() } else { failure })
 }
 

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::command::Serve;
-use super::failure::Failure;
+use super::failure::{Failure, with_causes};
 
 pub(crate) fn run(serve: &Serve) -> Result<(), Failure> {
     log_to_stderr()?;
@@ -98,8 +98,8 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         let status: Status = error.status();
         let message = match status {
-            Status::Local | Status::InvalidConfig => error.to_string(),
-            _ => format!("{error}. {}", status.sentence()),
+            Status::Local | Status::InvalidConfig => with_causes(&error),
+            _ => format!("{}. {}", with_causes(&error), status.sentence()),
         };
         Self::new(status, message)
     }

@@ -10,7 +10,7 @@ use dunlin_protocol::{Condition, Counts, Level, Stamp, Status};
 
 use super::args::Args;
 use super::command::{Command, Copy, Port, Source, Task, duration};
-use super::failure::Failure;
+use super::failure::{Failure, with_causes};
 use super::{asks_for_json, of_clap};
 
 const VERSION: &str = "01JD7Z0M8T00000Q3WPNC2X5RV";
@@ -84,6 +84,8 @@ fn wrong_arguments_have_exit_code_2_and_say_what_is_wrong() {
         assert!(failure.message.contains(part), "{line}: {failure}");
         assert!(!failure.message.starts_with("error"), "{failure}");
     }
+    let nothing = of_clap(&Args::try_parse_from(["dunlin"]).expect_err("too little")).expect("no success");
+    assert!(nothing.is_help() && nothing.status.exit_code() == 2 && nothing.message.contains("Usage:"));
     let long = [OsString::from("get"), OsString::from_vec(vec![b'k'; 4097])];
     assert_eq!(parse(&long).expect_err("too long").status, Status::InvalidKey);
     assert_eq!(parse(&["get", ""]).expect_err("empty").status, Status::InvalidKey);
@@ -228,6 +230,9 @@ fn errors_keep_their_codes_and_tell_the_facts() {
         assert_eq!(object["code"], failure.status.code());
         assert_eq!(object["message"], failure.message);
     }
+    let cause = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    let error = dunlin_storage::OpenError::DataDir { path: "d".into(), source: cause };
+    assert_eq!(with_causes(&error), "the data directory d cannot be used: permission denied", "the cause is named");
     let pipe = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
     assert!(pipe.is_broken_pipe());
     let disk = Failure::from(std::io::Error::from(std::io::ErrorKind::StorageFull));

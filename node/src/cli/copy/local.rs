@@ -40,8 +40,9 @@ impl Iterator for Walk {
     fn next(&mut self) -> Option<Found> {
         loop {
             let path = self.left.pop()?;
-            let full = self.root.join(&path);
             let is_root = path.as_os_str().is_empty();
+            // Joined to nothing, the path would end in a slash, and no file's does.
+            let full = if is_root { self.root.clone() } else { self.root.join(&path) };
             let unreadable = |e: io::Error| Some(Found::Unreadable(full.clone(), e.to_string()));
             // The root itself may be a link to a folder.
             let metadata = match if is_root { fs::metadata(&full) } else { fs::symlink_metadata(&full) } {
@@ -153,6 +154,8 @@ mod tests {
                 Found::Skipped(root.join("socket"), "a special file"),
             ]
         );
+        let file = root.join("b/deep/x");
+        assert_eq!(Walk::new(&file).collect::<Vec<_>>(), [Found::File(PathBuf::new(), 5)], "a file by itself");
         let missing = root.join("missing");
         assert!(
             matches!(&Walk::new(&missing).collect::<Vec<_>>()[..], [Found::Unreadable(path, _)] if *path == missing)

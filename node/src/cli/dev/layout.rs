@@ -117,7 +117,7 @@ impl Begun {
             Err(error) => return Err(cannot("read", &file, &error)),
         };
         let wrong = |what: String| Failure::new(Status::InvalidConfig, format!("{}: {what}", file.display()));
-        let mut begun: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut begun: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
         if begun.nodes == 0 || begun.nodes > MAX_NODES {
             return Err(wrong(format!("`nodes` lies between 1 and {MAX_NODES}")));
         }

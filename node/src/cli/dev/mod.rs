@@ -124,6 +124,11 @@ async fn ready(layout: &Layout) -> Result<Client, Failure> {
     loop {
         match client.put(PROBE, "").ttl(Duration::from_millis(1)).await {
             Ok(_) => return Ok(client),
+            // What is there can be read and deleted all the same.
+            Err(error) if error.status() == Status::DiskFull => {
+                say(&format!("note: writes are refused: {}", Status::DiskFull.sentence()));
+                return Ok(client);
+            }
             Err(error) if Instant::now() >= deadline => return Err(error.into()),
             Err(_) => sleep(PAUSE).await,
         }

@@ -34,6 +34,8 @@ struct Ended {
     pid: u32,
     status: std::io::Result<ExitStatus>,
     log: PathBuf,
+    /// Where in the log this run began.
+    log_start: u64,
     pid_file: PathBuf,
     restart: String,
 }
@@ -43,7 +45,7 @@ impl Processes {
         let program = std::env::current_exe().map_err(|e| Failure::local(format!("cannot find this program: {e}")))?;
         let mut processes = Self { running: JoinSet::new(), ids: Vec::new(), kills: Vec::new() };
         for node in &layout.nodes {
-            let child = spawn(&program, node)?;
+            let (child, log_start) = spawn(&program, node)?;
             // It cannot be gone before it was waited for.
             let pid = child.id().unwrap_or_default();
             processes.ids.push(pid);
@@ -53,7 +55,7 @@ impl Processes {
             let (node, log, pid_file) = (node.id, node.log.clone(), node.pid.clone());
             processes.running.spawn(async move {
                 let status = wait(child, killed).await;
-                Ended { node, pid, status, log, pid_file, restart }
+                Ended { node, pid, status, log, log_start, pid_file, restart }
             });
         }
         Ok(processes)
@@ -68,9 +70,11 @@ impl Processes {
         match self.next().await {
             None => Failure::local("no node runs"),
             Some(ended) => {
-                let tail = tail(&ended.log);
-                let message = format!("node n{} cannot start ({}):\n{tail}", ended.node, told(&ended.status));
-                Failure::new(exit_status(&ended.status, &tail), message)
+                let tail = tail(&ended.log, ended.log_start);
+                let status = exit_status(&ended.status, &tail);
+                // The code stands behind the whole message.
+                let tail = tail.strip_suffix(&format!(" ({})", status.code())).unwrap_or(&tail);
+                Failure::new(status, format!("node n{} cannot start ({}):\n{tail}", ended.node, told(&ended.status)))
             }
         }
     }
@@ -120,11 +124,13 @@ impl Processes {
     }
 }
 
-fn spawn(program: &std::path::Path, node: &Node) -> Result<Child, Failure> {
+/// Starts a node; also tells where in its log it begins.
+fn spawn(program: &std::path::Path, node: &Node) -> Result<(Child, u64), Failure> {
     let log =
         OpenOptions::new().create(true).append(true).open(&node.log).map_err(|e| cannot("open", &node.log, &e))?;
     let cloned = log.try_clone().map_err(|e| cannot("open", &node.log, &e))?;
-    Command::new(program)
+    let log_start = log.metadata().map_err(|e| cannot("open", &node.log, &e))?.len();
+    let child = Command::new(program)
         .args(["serve", "--stop-with-stdin", "--config"])
         .arg(&node.config)
         .arg("--pid-file")
@@ -137,7 +143,8 @@ fn spawn(program: &std::path::Path, node: &Node) -> Result<Child, Failure> {
         .process_group(0)
         .env("NO_COLOR", "1")
         .spawn()
-        .map_err(|e| Failure::local(format!("cannot start node n{}: {e}", node.id)))
+        .map_err(|e| Failure::local(format!("cannot start node n{}: {e}", node.id)))?;
+    Ok((child, log_start))
 }
 
 async fn wait(mut child: Child, killed: tokio::sync::oneshot::Receiver<()>) -> std::io::Result<ExitStatus> {
@@ -175,11 +182,11 @@ fn exit_status(status: &std::io::Result<ExitStatus>, tail: &str) -> Status {
     }
 }
 
-fn tail(log: &std::path::Path) -> String {
+fn tail(log: &std::path::Path, start: u64) -> String {
     let read = || {
         let mut file = std::fs::File::open(log)?;
         let len = file.seek(SeekFrom::End(0))?;
-        file.seek(SeekFrom::Start(len.saturating_sub(TAIL_BYTES)))?;
+        file.seek(SeekFrom::Start(start.max(len.saturating_sub(TAIL_BYTES))))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).trim_end().to_owned())
