@@ -318,7 +318,11 @@ impl Shared {
                 match timeout(HANDSHAKE_TIME, peer::accept(&self, &connection)).await {
                     Ok(Ok(connected)) => self.adopt(connected),
                     Ok(Err(error)) => {
-                        tracing::warn!(%remote, %error, "peer refused");
+                        if error.is_withdrawn() {
+                            tracing::debug!(%remote, %error, "the peer hung up");
+                        } else {
+                            tracing::warn!(%remote, %error, "peer refused");
+                        }
                         error.close(&connection);
                     }
                     Err(_) => close(&connection, Status::Timeout, "no hello in time"),

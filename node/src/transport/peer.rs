@@ -155,6 +155,17 @@ impl From<ConnectionError> for HandshakeError {
 }
 
 impl HandshakeError {
+    /// The peer gave its attempt up because there is another connection, or because it stops: nobody has to act.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        let told = match self {
+            Self::Refused(status, _) => Some(*status),
+            Self::Read(ReadError::Lost(quinn::ReadError::ConnectionLost(error)))
+            | Self::Write(WriteError::ConnectionLost(error)) => refusal(error).map(|(status, _)| status),
+            _ => None,
+        };
+        matches!(told, Some(Status::Ok | Status::ShuttingDown))
+    }
+
     /// Closes the connection with the reason, unless it is gone already.
     pub(super) fn close(&self, connection: &Connection) {
         match self {
