@@ -5,7 +5,8 @@
 //! and [`Verdict::trace_hash`] proves that. What the clients saw is a [`history`], which the [`checker`] judges: serial keys must be linearizable
 //! (Wing and Gong, with Lowe's pruning), plain ones must keep what their levels promise.
 //!
-//! A node here is the state machine alone: no QUIC, no files, no threads. Messages still go through the codec.
+//! A node there is the state machine alone: no QUIC, no files, no threads. Messages still go through the codec. [`simulate_over_quic`] plays the
+//! same scenario with the whole server and the whole client, over real QUIC.
 
 mod agenda;
 pub mod checker;
@@ -14,6 +15,7 @@ mod cluster;
 mod faults;
 pub mod history;
 mod network;
+mod quic;
 mod random;
 mod trace;
 mod verdict;
@@ -27,4 +29,9 @@ pub use workload::Usage;
 pub fn simulate(seed: u64, aloud: bool) -> Verdict {
     let run = world::World::new(seed, aloud).run();
     Verdict::of(seed, &run)
+}
+
+/// As [`simulate`], with real servers, real clients and real QUIC on a simulated network, disks and clocks: slower, and closer to what runs.
+pub fn simulate_over_quic(seed: u64, aloud: bool) -> Verdict {
+    Verdict::of(seed, &quic::run(seed, aloud))
 }

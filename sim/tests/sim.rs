@@ -1,5 +1,8 @@
 //! The simulation as a whole: a few seeds pass, a seed always gives the same run, and the judgement bites.
 
+#[path = "sim/quic.rs"]
+mod quic;
+
 use std::process::Command;
 
 use dunlin_protocol::{Millis, Stamp};
