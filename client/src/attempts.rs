@@ -471,8 +471,10 @@ impl Attempts {
                 self.count(now, current);
             }
             Status::Redraw => self.redraw(now, outcome),
-            // Drawn from the clock of another node, which is far behind: this one told its time.
-            Status::OpExpired if self.kind == Kind::Write(Drawn::Here) && !self.is_tried() => self.redraw(now, outcome),
+            // Drawn from the clock of another node, which is far off: this one told its time.
+            Status::OpExpired | Status::ClockSkew if self.kind == Kind::Write(Drawn::Here) && !self.is_tried() => {
+                self.redraw(now, outcome);
+            }
             Status::StaleEpoch | Status::NotReplica => {
                 self.refusal = Some(outcome);
                 self.refresh = Refresh::Wanted;
