@@ -1,5 +1,7 @@
 //! Tests of a node's parts from outside.
 
+#[path = "node/program.rs"]
+mod program;
 #[path = "node/server.rs"]
 mod server;
 #[path = "node/transport.rs"]

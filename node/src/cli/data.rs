@@ -84,6 +84,10 @@ pub(crate) async fn get(common: &Common, get: Get, output: &mut Output) -> Resul
         output.object(object)
     } else if get.out.is_none() {
         output.bytes(value)?;
+        if output.is_terminal() && !value.ends_with(b"\n") {
+            // Only for the eye: the prompt comes on a line of its own.
+            output.bytes(b"\n")?;
+        }
         output.flush()
     } else {
         Ok(())

@@ -26,7 +26,7 @@ pub(crate) fn run(serve: &Serve) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::local(format!("cannot start: {e}")))?;
-    tokio::task::LocalSet::new().block_on(&runtime, async {
+    let served = tokio::task::LocalSet::new().block_on(&runtime, async {
         // First, so that a signal during a long recovery is not lost.
         let stop = stop(serve.stop_with_stdin)?;
         // The socket is entered into the runtime, so this happens within it.
@@ -37,7 +37,10 @@ pub(crate) fn run(serve: &Serve) -> Result<(), Failure> {
         server.run(stop).await;
         tracing::info!(node = %config.id, "stopped");
         Ok(())
-    })
+    });
+    // Not dropped: that would wait for the thread that waits for the end of stdin.
+    runtime.shutdown_background();
+    served
 }
 
 /// Done at SIGTERM or SIGINT; or when stdin ends, where that is asked for.

@@ -95,6 +95,7 @@ impl Processes {
             terminate(pid);
         }
         if tokio::time::timeout(GRACE, async { while self.next().await.is_some() {} }).await.is_err() {
+            say(&format!("{} nodes did not stop within {} s and are killed", self.ids.len(), GRACE.as_secs()));
             self.kill().await;
         }
     }
