@@ -4,5 +4,7 @@
 mod program;
 #[path = "node/server.rs"]
 mod server;
+#[path = "node/strangers.rs"]
+mod strangers;
 #[path = "node/transport.rs"]
 mod transport;
