@@ -229,6 +229,7 @@ fn counts_json(counts: &Counts) -> serde_json::Value {
         "repaired": counts.repaired,
         "faults": counts.faults,
         "messages_lost": counts.dropped,
+        "undecided": counts.undecided,
     })
 }
 

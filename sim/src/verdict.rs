@@ -38,6 +38,8 @@ pub struct Counts {
     pub faults: u64,
     /// Messages that never arrived.
     pub dropped: u64,
+    /// Keys of which the checker could not tell whether an order explains their history; their plain promises hold.
+    pub undecided: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -53,19 +55,24 @@ impl std::ops::AddAssign for Counts {
         self.repaired += other.repaired;
         self.faults += other.faults;
         self.dropped += other.dropped;
+        self.undecided += other.undecided;
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { operations, acknowledged, cas_won, cas_lost, unknown, refused, .. } = self;
-        let Self { taken_over, resolved, repaired, faults, dropped, .. } = self;
+        let Self { taken_over, resolved, repaired, faults, dropped, undecided, .. } = self;
         write!(
             f,
             "{operations} operations: {acknowledged} acknowledged, {unknown} unknown, {refused} refused; cas {cas_won} won, \
              {cas_lost} lost; {taken_over} taken over, {resolved} resolved by asking, {repaired} repairs; \
              {faults} faults, {dropped} messages lost"
-        )
+        )?;
+        match undecided {
+            0 => Ok(()),
+            undecided => write!(f, "; {undecided} keys undecided"),
+        }
     }
 }
 
@@ -87,8 +94,6 @@ pub struct Verdict {
     pub violations: Vec<Violation>,
     /// What happened.
     pub counts: Counts,
-    /// Keys whose search was given up: their plain promises hold.
-    pub undecided: usize,
     /// The hash over all events: the same for the same seed.
     pub trace_hash: u64,
     /// How many events there were.
@@ -106,7 +111,7 @@ impl Verdict {
     }
 
     pub(crate) fn of(seed: u64, run: &Run) -> Self {
-        let counts = count(run);
+        let mut counts = count(run);
         let mut violations = Vec::new();
         let mut fail = |what: String| violations.push(Violation { what, history: None });
         run.mishaps.iter().cloned().for_each(&mut fail);
@@ -121,10 +126,10 @@ impl Verdict {
             let what = format!("key {key}: {} ({:?})", broken.claim.broken(), broken.claim);
             violations.push(Violation { what, history: Some(broken.to_string()) });
         }
-        let undecided = checked.map_or(0, |checked| checked.undecided.len());
+        counts.undecided = checked.map_or(0, |checked| checked.undecided.len() as u64);
         let faults = run.faults.iter().map(|(fault, hits)| format!("{fault}, {hits} hits")).collect();
         let (trace_hash, events) = (run.trace.hash(), run.trace.events());
-        Self { seed, violations, counts, undecided, trace_hash, events, manner: run.manner.clone(), faults }
+        Self { seed, violations, counts, trace_hash, events, manner: run.manner.clone(), faults }
     }
 }
 
