@@ -1,6 +1,7 @@
 //! `dunlin serve`: one node.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use dunlin_node::config::{Config, ConfigError};
@@ -77,8 +78,13 @@ struct PidFile(PathBuf);
 
 impl PidFile {
     fn write(file: PathBuf) -> Result<Self, Failure> {
-        fs::write(&file, format!("{}\n", std::process::id()))
-            .map_err(|e| Failure::local(format!("cannot write {}: {e}", file.display())))?;
+        match fs::write(&file, format!("{}\n", std::process::id())) {
+            // On a full disk the node can still give out and delete what it has.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(file = %file.display(), %error, "the pid file cannot be written");
+            }
+            written => written.map_err(|e| Failure::local(format!("cannot write {}: {e}", file.display())))?,
+        }
         Ok(Self(file))
     }
 }

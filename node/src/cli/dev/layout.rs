@@ -224,6 +224,10 @@ fn authority(root: &Path) -> Result<ClusterCa, Failure> {
 }
 
 fn store(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    // What is there already needs no room on a full disk.
+    if fs::read(file).is_ok_and(|found| found == bytes) {
+        return Ok(());
+    }
     replace(file, bytes).map_err(|e| cannot("write", file, &e))
 }
 
