@@ -279,23 +279,30 @@ impl Attempts {
         if now < self.pause_until {
             return Step::Wait(self.pause_until.min(self.deadline));
         }
-        let place = self.place(now, session);
-        let node = self.nodes[place];
-        match self.prepare(now, session, node) {
-            Ok((limit, until)) => {
-                self.next = place;
-                self.last_attempt += 1;
-                let attempt = self.last_attempt;
-                self.current = Some(Current { attempt, node, until, limit });
-                self.unanswered.push((attempt, node, now));
-                Step::Send { node, attempt }
+        let mut wait = None;
+        for place in self.places(now, session) {
+            let node = self.nodes[place];
+            match self.prepare(now, session, node) {
+                Ok((limit, until)) => {
+                    self.next = place;
+                    self.last_attempt += 1;
+                    let attempt = self.last_attempt;
+                    self.current = Some(Current { attempt, node, until, limit });
+                    self.unanswered.push((attempt, node, now));
+                    return Step::Send { node, attempt };
+                }
+                Err(Hindrance::NoTime) => {
+                    self.refresh = Refresh::Asked;
+                    return Step::Refresh;
+                }
+                // By this node's clock. Another node's may be nearer to the truth.
+                Err(Hindrance::Until(tick)) => wait = Some(wait.map_or(tick, |earliest: Tick| earliest.min(tick))),
+                Err(Hindrance::Exhausted) => {}
             }
-            Err(Hindrance::Until(tick)) => Step::Wait(tick.min(self.deadline)),
-            Err(Hindrance::NoTime) => {
-                self.refresh = Refresh::Asked;
-                Step::Refresh
-            }
-            Err(Hindrance::Exhausted) => {
+        }
+        match wait {
+            Some(tick) => Step::Wait(tick.min(self.deadline)),
+            None => {
                 self.end();
                 self.poll(now, session)
             }
@@ -355,11 +362,12 @@ impl Attempts {
         matches!(self.kind, Kind::Write(_)) && self.counted > 0
     }
 
-    /// The first node from `next` on that answered of late.
-    fn place(&self, now: Tick, session: &Session) -> usize {
+    /// The places of the nodes in the order to ask them: from `next` on, those that did not answer of late behind the others.
+    fn places(&self, now: Tick, session: &Session) -> Vec<usize> {
         let len = self.nodes.len();
-        let places = (0..len).map(|i| (self.next + i) % len);
-        places.clone().find(|i| !session.is_silent(self.nodes[*i], now)).unwrap_or(self.next % len)
+        let mut places: Vec<usize> = (0..len).map(|i| (self.next + i) % len).collect();
+        places.sort_by_key(|place| session.is_silent(self.nodes[*place], now));
+        places
     }
 
     /// Fills in the operation for an attempt through `node`: its limit D, and how long to wait for the answer.
@@ -416,7 +424,9 @@ impl Attempts {
             return Err(Hindrance::Until(now + floor.since(highest)));
         }
         let op_time = self.operation.op_id.wall();
-        let start = time.max(floor).max(op_time);
+        // A node draws ballots above all that it has seen, which may lie ahead of its clock by what another node's clock is ahead.
+        let seen = session.seen().wall().min(highest);
+        let start = time.max(floor).max(op_time).max(seen);
         let limit = (start + length).min(op_time + times.attempts_end);
         if limit <= start {
             return Err(Hindrance::Exhausted);

@@ -242,6 +242,24 @@ fn one_nodes_wrong_clock_stops_no_write_through_the_others() {
 }
 
 #[test]
+fn one_nodes_wrong_clock_uses_up_no_retry() {
+    for wrong in [START + 60_000, START - 60_000] {
+        let mut run = Run::new(put());
+        let (node, attempt, first) = run.sent();
+        assert_eq!(node, A);
+        // B was heard when its clock was a minute off; by that clock there is no window left, or none yet.
+        run.session = Session::new(9);
+        for (node, time) in [(A, START), (B, wrong), (C, START)] {
+            run.session.welcomed(node, Tick(0), Tick(0), Millis(time));
+        }
+        run.report(attempt, Event::Lost);
+        let (node, _, second) = run.sent();
+        assert_eq!((node, run.now), (C, Tick(0)));
+        assert_eq!((second.op_id, second.window.floor), (first.op_id, first.window.limit));
+    }
+}
+
+#[test]
 fn a_late_attempt_does_not_count() {
     let mut run = Run::new(cas());
     let (_, attempt, first) = run.sent();
