@@ -398,7 +398,7 @@ impl Client {
                     intent,
                 };
                 let unknown = finished.outcome.status.is_indefinite() && is_write && !finished.op_id.is_zero();
-                if unknown && self.random.chance(0.5) {
+                if unknown && !must_succeed && self.random.chance(0.5) {
                     return self.ask(finished, attempts.floor(), around);
                 }
                 around.finished.push(finished);

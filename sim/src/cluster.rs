@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use dunlin_membership::{Founders, decode_topology};
 use dunlin_node::{CoordinatorConfig, Input, Node, NodeConfig, Outbox, ReplyTo};
 use dunlin_protocol::message::{ClientReply, PeerReply, PeerRequest};
-use dunlin_protocol::{BootNumber, Member, Millis, NodeId, Now, Partitioning, Tick, Times, Topology};
-use dunlin_storage::{ClockFile, Engine, MemoryDisk, Options, load_blob, store_blob};
+use dunlin_protocol::{BootNumber, Member, Millis, NodeId, Now, Partitioning, Stamp, Tick, Times, Topology};
+use dunlin_storage::{ClockFile, Engine, KeyRef, MemoryDisk, Options, load_blob, store_blob};
 
 use crate::network::ConnectionId;
 use crate::random::Random;
@@ -292,6 +292,12 @@ pub(crate) fn small_segments() -> Options {
         shards: 4,
         ..Options::default()
     }
+}
+
+/// The stamp of what a replica holds at its highest ballot: a record, or one that it accepted and was not told to commit.
+pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
+    let register = engine.entry(key).register;
+    register.pending.map_or(register.head(), |(_, held)| held.head).stamp
 }
 
 /// How many replicas a key has.

@@ -8,7 +8,7 @@ use crate::checker;
 use crate::client::Finished;
 use crate::faults::FEWEST_HITS;
 use crate::history::{Call, Ending, Event, Expect, History, Promise, Reply, Value};
-use crate::world::Run;
+use crate::world::{AUDIT, Run};
 
 /// The fewest operations that a run must make.
 const FEWEST_OPERATIONS: usize = 300;
@@ -184,11 +184,16 @@ fn promised_success(run: &Run, fail: &mut impl FnMut(String)) {
     }
 }
 
-/// When nobody writes any more, all replicas of a key hold the same.
+/// When nobody writes any more, what was read last lies at a majority of the replicas. (Not at all of them: what a majority accepted need not have
+/// been committed anywhere, and only records are repaired.)
 fn convergence(run: &Run, fail: &mut impl FnMut(String)) {
-    for (key, replicas) in run.keys.iter().zip(&run.replicas) {
-        if replicas.iter().any(|(_, stamp)| *stamp != replicas[0].1) {
-            fail(format!("key {}: its replicas do not agree in the end: {replicas:?}", key));
+    for (number, (key, replicas)) in run.keys.iter().zip(&run.replicas).enumerate() {
+        let is_look = |f: &&Finished| f.must_succeed && f.intent.key == number && f.invoked >= AUDIT;
+        let last = run.finished.iter().filter(is_look).max_by_key(|f| f.returned);
+        let version = last.map_or(Stamp::ZERO, |f| f.outcome.version);
+        let holders = replicas.iter().filter(|(_, stamp)| *stamp == version).count();
+        if holders <= replicas.len() / 2 {
+            fail(format!("key {key}: in the end {version:?} is read, and its replicas hold {replicas:?}"));
         }
     }
 }

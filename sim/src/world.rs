@@ -15,7 +15,7 @@ use dunlin_storage::KeyRef;
 
 use crate::agenda::{Agenda, Event};
 use crate::client::{Around, Client, Finished};
-use crate::cluster::{After, Host, REPLICAS, Said, founding};
+use crate::cluster::{After, Host, REPLICAS, Said, founding, held};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::network::{ConnectionId, End, Network, Traffic, other};
 use crate::random::Random;
@@ -46,7 +46,7 @@ pub(crate) struct Run {
     pub(crate) faults: Vec<(Fault, u64)>,
     pub(crate) traffic: Traffic,
     pub(crate) installs: u64,
-    /// For each key, the stamp at each of its replicas when all was over.
+    /// For each key, the stamp of the newest that each of its replicas held when all was over.
     pub(crate) replicas: Vec<Vec<(NodeId, Stamp)>>,
     /// What should never happen to a node.
     pub(crate) mishaps: Vec<String>,
@@ -165,7 +165,7 @@ impl World {
         let at = KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key: key.as_bytes() };
         let stamp = |node: &NodeId| {
             let engine = self.hosts[node.0 as usize - 1].engine();
-            engine.map_or(Stamp::ZERO, |engine| engine.entry(at).register.head().stamp)
+            engine.map_or(Stamp::ZERO, |engine| held(engine, at))
         };
         list.nodes.iter().map(|node| (*node, stamp(node))).collect()
     }

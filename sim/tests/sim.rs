@@ -15,8 +15,8 @@ use dunlin_sim::simulate;
 /// 274, 336: a node whose hybrid clock ran ahead of its physical one refused every attempt, since no ballot fitted into its window. 2694: a mark
 /// taken from a clock that was twenty seconds ahead kept the node from drawing stamps after its next start. 10296: the checker took a weak read
 /// of a write that an outcome query then decided against for a violation. 22229: a client drew all its ids ahead of every clock but one that had
-/// been off for a while.
-const REGRESSION_SEEDS: [u64; 5] = [274, 336, 2694, 10296, 22229];
+/// been off for a while. 40531: a client gave a retry up because, by a node's clock as it had been, no window was left.
+const REGRESSION_SEEDS: [u64; 6] = [274, 336, 2694, 10296, 22229, 40531];
 
 #[test]
 fn seeds_pass() {

@@ -15,7 +15,7 @@ use super::certificates::Certificates;
 use super::machine::Machine;
 use super::socket::{SharedAir, lock};
 use super::user::{Record, User};
-use crate::cluster::{EPOCH, REPLICAS};
+use crate::cluster::{EPOCH, REPLICAS, held};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::random::Random;
 use crate::trace::Trace;
@@ -378,7 +378,7 @@ impl Stage<'_> {
         let at = KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key: key.as_bytes() };
         let stamp = |node: &NodeId| {
             let engine = self.machines[node.0 as usize - 1].engine();
-            engine.map_or(Stamp::ZERO, |engine| engine.entry(at).register.head().stamp)
+            engine.map_or(Stamp::ZERO, |engine| held(&engine, at))
         };
         list.nodes.iter().map(|node| (*node, stamp(node))).collect()
     }

@@ -135,7 +135,7 @@ impl User {
             must_succeed,
         };
         let unknown = finished.outcome.status.is_indefinite() && finished.intent.action.is_write() && !op_id.is_zero();
-        if unknown && self.random.chance(0.5) {
+        if unknown && !must_succeed && self.random.chance(0.5) {
             let since = self.record.stamp();
             let outcome = self.ask(client, &finished, floor).await;
             finished.asked = Some((since, outcome));
