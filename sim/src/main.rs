@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         (None, None) if arguments.canary => 0..CANARY_SEEDS,
         (None, None) => 0..1,
     };
-    name_seed_on_panic();
+    name_seed_on_panic(arguments.transport);
     let summary = run(&arguments, seeds);
     let succeeded = match (arguments.canary, summary.unexplained.first()) {
         (true, Some(seed)) => {
@@ -103,17 +103,19 @@ thread_local! {
 }
 
 /// A broken assertion of the code under test ends the whole run: at least it says which seed it was.
-fn name_seed_on_panic() {
+fn name_seed_on_panic(transport: Transport) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         default(panic);
-        eprintln!("  repeat: {}", command(SEED.get()));
+        eprintln!("  repeat: {}", command(SEED.get(), transport));
     }));
 }
 
-fn command(seed: u64) -> String {
+/// What runs a seed again.
+fn command(seed: u64, transport: Transport) -> String {
     let features = if cfg!(feature = "canary") { " --features canary" } else { "" };
-    format!("cargo run --release -p dunlin-sim{features} -- --seed {seed}")
+    let transport = if transport == Transport::Quic { "--transport quic " } else { "" };
+    format!("cargo run --release -p dunlin-sim{features} -- {transport}--seed {seed}")
 }
 
 /// Runs the seeds, one a thread, and reports them in order.
@@ -210,9 +212,7 @@ fn print(verdict: &Verdict, transport: Transport, with_faults: bool) {
         }
     }
     if !verdict.passed() {
-        let features = if cfg!(feature = "canary") { " --features canary" } else { "" };
-        let transport = if transport == Transport::Quic { "--transport quic " } else { "" };
-        say(&format!("  repeat: cargo run --release -p dunlin-sim{features} -- {transport}--seed {seed}"));
+        say(&format!("  repeat: {}", command(*seed, transport)));
     }
 }
 
