@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use dunlin_membership::Placement;
 use dunlin_protocol::message::{PageEntry, PeerReplyBody, RegisterCall, ReplicaPage, ReplicaScan};
-use dunlin_protocol::register::{
-    PendingView, RecordView, Register, RegisterReply, RegisterRequest, Verdict, View, Want,
-};
+use dunlin_protocol::register::{PendingView, RecordView, Register, RegisterReply, RegisterRequest, View, Want};
 use dunlin_protocol::{Content, HybridClock, Key, Millis, NodeId, RecordHead, Stamp, Status, Times};
 use dunlin_storage::{Engine, Entry, KeyRef, Place, Position, ReadError, ScanRange, WriteError};
 
@@ -178,20 +176,7 @@ impl Replica {
         });
         let updated = updated.map_err(|error| refuse_write(&error))?;
         let entry = updated.entry;
-        let reply = match updated.reply {
-            Verdict::View(want) => RegisterReply::View(self.view(&entry, want)?),
-            Verdict::Promise(want) => RegisterReply::Promise(self.view(&entry, want)?),
-            Verdict::Reject { max } => RegisterReply::Reject { max },
-            Verdict::Accepted => RegisterReply::Accepted,
-            Verdict::Committed => RegisterReply::Committed,
-            Verdict::NeedRecord => RegisterReply::NeedRecord,
-            Verdict::Written { stamp } => RegisterReply::Written { stamp },
-            Verdict::Refused { seen } => RegisterReply::Refused { seen },
-            Verdict::Installed => RegisterReply::Installed,
-            Verdict::Unsettled => RegisterReply::Unsettled,
-            Verdict::Dropped => RegisterReply::Dropped,
-            Verdict::NotDropped => RegisterReply::NotDropped,
-        };
+        let reply = updated.reply.into_reply(|want| self.view(&entry, want))?;
         Ok((reply, entry.position))
     }
 

@@ -1,6 +1,7 @@
 //! Replicas with their registers, and the messages under way.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use dunlin_protocol::register::{
     Held, PendingView, RecordView, Register, RegisterReply, RegisterRequest, Verdict, View, Want,
@@ -170,20 +171,8 @@ impl Network {
     }
 
     fn reply(&self, replica: usize, verdict: Verdict) -> RegisterReply {
-        match verdict {
-            Verdict::View(want) => RegisterReply::View(self.view(replica, want)),
-            Verdict::Promise(want) => RegisterReply::Promise(self.view(replica, want)),
-            Verdict::Reject { max } => RegisterReply::Reject { max },
-            Verdict::Accepted => RegisterReply::Accepted,
-            Verdict::Committed => RegisterReply::Committed,
-            Verdict::NeedRecord => RegisterReply::NeedRecord,
-            Verdict::Written { stamp } => RegisterReply::Written { stamp },
-            Verdict::Refused { seen } => RegisterReply::Refused { seen },
-            Verdict::Installed => RegisterReply::Installed,
-            Verdict::Unsettled => RegisterReply::Unsettled,
-            Verdict::Dropped => RegisterReply::Dropped,
-            Verdict::NotDropped => RegisterReply::NotDropped,
-        }
+        let Ok(reply) = verdict.into_reply(|want| Ok::<_, Infallible>(self.view(replica, want)));
+        reply
     }
 
     fn view(&self, replica: usize, want: Want) -> View {

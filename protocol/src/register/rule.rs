@@ -6,7 +6,7 @@ use crate::record::{Record, RecordHead};
 use crate::stamp::{Ballot, Stamp};
 use crate::time::{Millis, Times};
 
-use super::view::Want;
+use super::view::{RegisterReply, View, Want};
 
 /// What may be asked of a replica about one key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -169,6 +169,26 @@ pub enum Verdict {
     Dropped,
     /// Not what was to be dropped.
     NotDropped,
+}
+
+impl Verdict {
+    /// The reply as it travels. `view` shows the register, as it is after the change, where the verdict asks for it.
+    pub fn into_reply<E>(self, view: impl FnOnce(Want) -> Result<View, E>) -> Result<RegisterReply, E> {
+        Ok(match self {
+            Self::View(want) => RegisterReply::View(view(want)?),
+            Self::Promise(want) => RegisterReply::Promise(view(want)?),
+            Self::Reject { max } => RegisterReply::Reject { max },
+            Self::Accepted => RegisterReply::Accepted,
+            Self::Committed => RegisterReply::Committed,
+            Self::NeedRecord => RegisterReply::NeedRecord,
+            Self::Written { stamp } => RegisterReply::Written { stamp },
+            Self::Refused { seen } => RegisterReply::Refused { seen },
+            Self::Installed => RegisterReply::Installed,
+            Self::Unsettled => RegisterReply::Unsettled,
+            Self::Dropped => RegisterReply::Dropped,
+            Self::NotDropped => RegisterReply::NotDropped,
+        })
+    }
 }
 
 /// What is answered and what changes. The change must be durable before the answer leaves.

@@ -1,6 +1,7 @@
 //! Replicas for tests: real registers, their records in memory.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use dunlin_protocol::register::{
@@ -73,20 +74,8 @@ impl Cluster {
         if let (RegisterRequest::Accept { ballot, .. }, Verdict::Accepted) = (request, decision.verdict) {
             self.accepted.entry(*ballot).or_default().insert(replica);
         }
-        match decision.verdict {
-            Verdict::View(want) => RegisterReply::View(self.view(replica, want)),
-            Verdict::Promise(want) => RegisterReply::Promise(self.view(replica, want)),
-            Verdict::Reject { max } => RegisterReply::Reject { max },
-            Verdict::Accepted => RegisterReply::Accepted,
-            Verdict::Committed => RegisterReply::Committed,
-            Verdict::NeedRecord => RegisterReply::NeedRecord,
-            Verdict::Written { stamp } => RegisterReply::Written { stamp },
-            Verdict::Refused { seen } => RegisterReply::Refused { seen },
-            Verdict::Installed => RegisterReply::Installed,
-            Verdict::Unsettled => RegisterReply::Unsettled,
-            Verdict::Dropped => RegisterReply::Dropped,
-            Verdict::NotDropped => RegisterReply::NotDropped,
-        }
+        let Ok(reply) = decision.verdict.into_reply(|want| Ok::<_, Infallible>(self.view(replica, want)));
+        reply
     }
 
     pub(crate) fn view(&self, replica: usize, want: Want) -> View {

@@ -4,6 +4,7 @@ use dunlin_protocol::register::{
     Change, Decision, Held, PendingView, RecordView, Register, RegisterReply, RegisterRequest, Verdict, View,
 };
 use dunlin_protocol::{Ballot, Millis, Record, Times};
+use std::convert::Infallible;
 
 use super::Break;
 
@@ -111,20 +112,8 @@ impl Replica {
     }
 
     fn reply(&self, verdict: Verdict) -> RegisterReply {
-        match verdict {
-            Verdict::View(_) => RegisterReply::View(self.view()),
-            Verdict::Promise(_) => RegisterReply::Promise(self.view()),
-            Verdict::Reject { max } => RegisterReply::Reject { max },
-            Verdict::Accepted => RegisterReply::Accepted,
-            Verdict::Committed => RegisterReply::Committed,
-            Verdict::NeedRecord => RegisterReply::NeedRecord,
-            Verdict::Written { stamp } => RegisterReply::Written { stamp },
-            Verdict::Refused { seen } => RegisterReply::Refused { seen },
-            Verdict::Installed => RegisterReply::Installed,
-            Verdict::Unsettled => RegisterReply::Unsettled,
-            Verdict::Dropped => RegisterReply::Dropped,
-            Verdict::NotDropped => RegisterReply::NotDropped,
-        }
+        let Ok(reply) = verdict.into_reply(|_| Ok::<_, Infallible>(self.view()));
+        reply
     }
 }
 
