@@ -477,8 +477,13 @@ impl Attempts {
             | Status::OpIdReused
             | Status::OutcomeUnknown => self.done = Some(outcome),
             Status::Timeout => {
+                // The attempt is over, and the answer names the highest ballot that it used.
+                let limit = match outcome.seen.hlc() {
+                    0 => current.limit,
+                    seen => current.limit.min(seen),
+                };
                 self.timed_out = Some(outcome);
-                self.count(now, current);
+                self.count(now, Current { limit, ..current });
             }
             Status::Redraw => self.redraw(now, outcome),
             // Drawn from the clock of another node, which is far off: this one told its time.

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use dunlin_protocol::register::{RecordView, RegisterReply, RegisterRequest, View, Want, combine};
-use dunlin_protocol::{Answer, Ballot, Millis, OpId, Quorums, Record, ReplicaSet, Stamp, Status, Tick, Window};
+use dunlin_protocol::{
+    Answer, Ballot, DrawError, Millis, OpId, Quorums, Record, ReplicaSet, Stamp, Status, Tick, Window,
+};
 
 use crate::backoff::Backoff;
 use crate::config::{Config, Context};
@@ -255,9 +257,7 @@ impl Proposer {
         let floor = Stamp::from_hlc(self.window.floor, 0).max(self.seen);
         let ballot = match cx.clock.draw_above(floor, cx.now.wall) {
             Ok(ballot) => ballot,
-            // What was sent may yet be decided: better to try again than to leave it in doubt.
-            Err(_) if self.in_doubt => return self.back_off(cx),
-            Err(error) => return self.finish(Ending::Clock(error)),
+            Err(error) => return self.do_without_stamp(cx, error),
         };
         if !self.admits(ballot) {
             return self.time_out();
@@ -269,6 +269,15 @@ impl Proposer {
             let want = if replica == self.nearest { Want::ALL } else { inline };
             self.send(replica, RegisterRequest::Prepare { ballot, want });
         }
+    }
+
+    /// The reserve is written ahead at this very moment, because a stamp seen just now lay beyond it. And what was sent may yet be decided:
+    /// better to try again than to leave it in doubt.
+    fn do_without_stamp(&mut self, cx: &Context<'_>, error: DrawError) {
+        if error == DrawError::NoReserve || self.in_doubt {
+            return self.back_off(cx);
+        }
+        self.finish(Ending::Clock(error));
     }
 
     fn admits(&self, ballot: Ballot) -> bool {
@@ -333,8 +342,7 @@ impl Proposer {
         let above = self.seen.max(self.ballot).max(head.stamp).max(head.reach);
         let stamp = match cx.clock.draw_above(above, cx.now.wall) {
             Ok(stamp) => stamp,
-            Err(_) if self.in_doubt => return self.back_off(cx),
-            Err(error) => return self.finish(Ending::Clock(error)),
+            Err(error) => return self.do_without_stamp(cx, error),
         };
         // Other nodes' clocks may be behind, and what they still carry on must be remembered.
         let times = &self.config.times;

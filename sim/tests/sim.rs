@@ -16,7 +16,7 @@ use dunlin_sim::simulate;
 /// taken from a clock that was twenty seconds ahead kept the node from drawing stamps after its next start. 10296: the checker took a weak read
 /// of a write that an outcome query then decided against for a violation. 22229: a client drew all its ids ahead of every clock but one that had
 /// been off for a while. 40531: a client gave a retry up because, by a node's clock as it had been, no window was left.
-const REGRESSION_SEEDS: [u64; 6] = [274, 336, 2694, 10296, 22229, 40531];
+const REGRESSION_SEEDS: [u64; 7] = [274, 336, 522, 2694, 10296, 22229, 40531];
 
 #[test]
 fn seeds_pass() {

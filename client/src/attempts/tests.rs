@@ -186,6 +186,22 @@ fn windows_follow_one_another_and_double() {
 }
 
 #[test]
+fn an_attempt_that_ended_names_the_floor_of_the_next() {
+    let mut run = Run::new(cas());
+    let (_, attempt, first) = run.sent();
+    let used = Stamp::new(Millis(START + 3), 2, 9);
+    assert!(used.hlc() < first.window.limit);
+    let timed_out = Outcome { seen: used, ..Outcome::of(Status::Timeout) };
+    run.report(attempt, reply_at(START, timed_out));
+    let (_, attempt, second) = run.sent();
+    assert_eq!(second.window.floor, used.hlc());
+    // No ballot lies above the limit, whatever else was seen.
+    let seen = Stamp::from_hlc(second.window.limit + 7, 9);
+    run.report(attempt, reply_at(START, Outcome { seen, ..Outcome::of(Status::Timeout) }));
+    assert_eq!(run.sent().2.window.floor, second.window.limit);
+}
+
+#[test]
 fn a_floor_far_above_the_clock_is_waited_for() {
     let mut run = Run::with(cas(), Stamp::ZERO, 9_000);
     for _ in 0..4 {

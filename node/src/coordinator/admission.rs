@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dunlin_protocol::{Action, Attributes, Condition, Level, Mutation, Operation, Outcome, Stamp, Status};
+use dunlin_protocol::{Action, Attributes, Condition, DrawError, Level, Mutation, Operation, Outcome, Stamp, Status};
 
 use super::{Below, Coordinator};
 
@@ -91,8 +91,14 @@ impl Coordinator {
             return Err(Outcome::because(Status::InvalidArgument, "an outcome is asked for by the operation's id"));
         }
         if needs_draw {
-            operation.op_id =
-                below.clock.draw(wall).map_err(|error| Outcome::because(Status::NotReady, error.to_string()))?;
+            operation.op_id = match below.clock.draw(wall) {
+                Ok(op_id) => op_id,
+                // A read's id decides nothing; only a write has to wait until the reserve is durable again.
+                Err(DrawError::NoReserve) if !operation.action.is_write() => {
+                    Stamp::from_hlc(below.clock.hlc().max(wall.0 << 16), 0)
+                }
+                Err(error) => return Err(Outcome::because(Status::NotReady, error.to_string())),
+            };
         } else if !below.clock.is_confirmed() {
             return Err(Outcome::because(Status::NotReady, "this node's time is not confirmed by a majority yet"));
         }

@@ -253,8 +253,12 @@ impl Coordinator {
             Machine::Propose(proposer) => proposer.handle_timeout(&mut Context { now: below.now, clock: below.clock }),
         }
         self.drive(number, below);
-        if self.flights.get(&number).is_some_and(|flight| !flight.answered && flight.deadline <= below.now.tick) {
-            let outcome = Outcome::because(Status::Timeout, "the operation was not decided in time");
+        let late = |flight: &&Flight| !flight.answered && flight.deadline <= below.now.tick;
+        if let Some(flight) = self.flights.get(&number).filter(late) {
+            let mut outcome = Outcome::because(Status::Timeout, "the operation was not decided in time");
+            if let Machine::Propose(proposer) = &flight.machine {
+                outcome.seen = proposer.highest_seen();
+            }
             self.answer(number, outcome, below);
             self.land(number);
         }

@@ -321,6 +321,17 @@ fn clocks() {
     let script = script.start();
     assert_eq!(script.ending, Some(Ending::ClockSkew));
 
+    // A stamp seen just now lies beyond the durable reserve: the next mark is on its way to the disk, and the attempt waits for it.
+    let mut script = Script::new(put());
+    script.clock = HybridClock::new(NodeId(1), Millis(0), &Times::default());
+    script.clock.confirm(true);
+    script.clock.set_reserve(WALL);
+    let mut script = script.start();
+    assert!(script.sent.is_empty() && script.ending.is_none());
+    script.clock.set_reserve(Millis::MAX);
+    script.wait();
+    assert_eq!(script.sent.len(), 3);
+
     // A reply from the future counts for nothing and raises no clock, wherever the stamp stands in it.
     let far = Stamp::new(Millis(WALL.0 + 11_000), 0, 5);
     let record = || Record { stamp: at(500), ..Record::absent() };
