@@ -51,7 +51,7 @@ fn is_serial(operation: &Operation, topology: &Topology) -> bool {
 mod tests {
     use super::*;
     use crate::Attempts;
-    use dunlin_protocol::{Action, Assignment, ClusterId, Key, Keyspace, Member, Partitioning};
+    use dunlin_protocol::{Action, Assignment, ClusterId, DataId, Key, Keyspace, Member, Partitioning};
 
     /// Five members; partition p lies on the members p, p + 1 and p + 2, modulo five.
     fn topology() -> Topology {
@@ -62,6 +62,7 @@ mod tests {
             region: "r".to_owned(),
             zone: "z".to_owned(),
             weight: 64,
+            data: DataId(7),
         });
         let keyspace = Keyspace {
             id: KeyspaceId::DEFAULT,

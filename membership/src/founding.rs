@@ -11,9 +11,8 @@ use crate::topology_codec::{MAX_TOPOLOGY_BYTES, encode_topology};
 
 /// The founders of a cluster, as each of them is told: by `dunlin dev`, or by the configuration of `dunlin serve`.
 ///
-/// The first epoch is static: every founder computes it from this list alone, and equal lists give equal bytes. (Deciding it by Paxos among the
-/// founders, so that lists which differ in an address cannot give two first epochs, comes later; until then push-pull reports such a difference.)
-/// A node that already has an identity never founds again.
+/// Every founder computes the draft of the first epoch from this list alone, and equal lists give equal bytes; a [`RollCall`](crate::RollCall) adds
+/// everybody's data directory and makes it the first epoch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Founders {
     /// The cluster's name: clusters of the same ids with different names are different clusters.
@@ -131,8 +130,8 @@ impl Founders {
         ClusterId(u128::from_le_bytes(first))
     }
 
-    /// The first epoch: the keyspaces `system` and `default`, each partition on `factor` founders, or on all where there are fewer.
-    pub fn found(&self, factor: u8) -> Result<Topology, FoundingError> {
+    /// The draft of the first epoch, numbered 0: the keyspaces `system` and `default`, each partition on `factor` founders, or on all where there are fewer.
+    pub fn draft(&self, factor: u8) -> Result<Topology, FoundingError> {
         self.validate()?;
         let mut members = self.members.clone();
         members.sort_unstable_by_key(|m| m.id);
@@ -151,7 +150,7 @@ impl Founders {
         };
         let topology = Topology {
             cluster: self.cluster(),
-            epoch: Epoch(1),
+            epoch: Epoch(0),
             partitioning: self.partitioning,
             members,
             keyspaces: vec![keyspace(KeyspaceId::SYSTEM, "system"), keyspace(KeyspaceId::DEFAULT, "default")],
@@ -174,6 +173,7 @@ fn is_address(address: &str) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use dunlin_protocol::DataId;
     use proptest::prelude::*;
 
     /// Founders 1 to `count`, one zone each.
@@ -184,9 +184,15 @@ pub(crate) mod tests {
             region: "local".into(),
             zone: format!("z{id}"),
             weight: 128,
+            data: DataId(1000 + u128::from(id)),
         };
         let partitioning = Partitioning::new(6).expect("in range");
         Founders { name: name.into(), members: (1..=count).map(member).collect(), partitioning }
+    }
+
+    /// A founded cluster of such founders.
+    pub(crate) fn founded(name: &str, count: u64) -> Topology {
+        Topology { epoch: Epoch(1), ..founders(name, count).draft(3).expect("drafted") }
     }
 
     #[test]
@@ -194,14 +200,14 @@ pub(crate) mod tests {
         let one = founders("dev", 5);
         let mut other = one.clone();
         other.members.reverse();
-        let (one, other) = (one.found(3).expect("founded"), other.found(3).expect("founded"));
+        let (one, other) = (one.draft(3).expect("founded"), other.draft(3).expect("founded"));
         assert_eq!(encode_topology(&one), encode_topology(&other));
         one.validate().expect("valid");
-        assert_eq!(one.epoch, Epoch(1));
+        assert_eq!(one.epoch, Epoch(0));
         assert_eq!(one.keyspace_named("default").map(|k| k.id), Some(KeyspaceId::DEFAULT));
         assert_eq!(one.keyspace_named("system").map(|k| k.id), Some(KeyspaceId::SYSTEM));
         assert_eq!(one.assignments[0].replicas, 3);
-        assert_eq!(founders("dev", 2).found(3).expect("founded").assignments[0].replicas, 2);
+        assert_eq!(founders("dev", 2).draft(3).expect("founded").assignments[0].replicas, 2);
     }
 
     #[test]
@@ -233,7 +239,7 @@ pub(crate) mod tests {
         let check = |change: fn(&mut Founders), expected: FoundingError| {
             let mut list = founders("dev", 3);
             change(&mut list);
-            assert_eq!(list.found(3).err(), Some(expected));
+            assert_eq!(list.draft(3).err(), Some(expected));
         };
         check(|f| f.members.clear(), FoundingError::NoFounders);
         check(|f| f.name.clear(), FoundingError::Name);
@@ -245,7 +251,7 @@ pub(crate) mod tests {
         });
         check(|f| f.members[0].weight = 0, FoundingError::ZeroWeight(NodeId(1)));
         check(|f| f.members[2].zone = "x".repeat(256), FoundingError::Place { id: NodeId(3) });
-        assert_eq!(founders("dev", 3).found(0).err(), Some(FoundingError::Proposal(ProposalError::Factor(0))));
+        assert_eq!(founders("dev", 3).draft(0).err(), Some(FoundingError::Proposal(ProposalError::Factor(0))));
         for address in ["", "host", ":7400", "host:", "host:0", "host:70000", "host:port"] {
             let mut list = founders("dev", 3);
             list.members[0].address = address.into();
@@ -258,7 +264,7 @@ pub(crate) mod tests {
     fn topology_that_could_not_be_sent_is_not_founded() {
         let mut list = founders("dev", 32);
         list.partitioning = Partitioning::new(16).expect("in range");
-        assert!(matches!(list.found(32), Err(FoundingError::TooLarge { .. })));
+        assert!(matches!(list.draft(32), Err(FoundingError::TooLarge { .. })));
     }
 
     proptest! {

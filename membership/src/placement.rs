@@ -60,11 +60,11 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::founding::tests::founders;
+    use crate::founding::tests::founded;
 
     #[test]
     fn placement_says_what_the_topology_says() {
-        let topology = Arc::new(founders("placement", 5).found(3).expect("founded"));
+        let topology = Arc::new(founded("placement", 5));
         let placement = Placement::new(topology.clone());
         assert_eq!(placement.epoch(), Epoch(1));
         for keyspace in [KeyspaceId::SYSTEM, KeyspaceId::DEFAULT] {
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_nowhere() {
-        let placement = Placement::new(Arc::new(founders("placement", 3).found(3).expect("founded")));
+        let placement = Placement::new(Arc::new(founded("placement", 3)));
         assert_eq!(placement.preference_list(KeyspaceId(9), PartitionId(0)), None);
         assert_eq!(placement.preference_list(KeyspaceId::DEFAULT, PartitionId(64)), None);
         assert!(!placement.is_replica(NodeId(1), KeyspaceId::DEFAULT, PartitionId(u16::MAX)));
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn keys_go_to_the_partition_of_their_hash() {
-        let placement = Placement::new(Arc::new(founders("placement", 3).found(3).expect("founded")));
+        let placement = Placement::new(Arc::new(founded("placement", 3)));
         let key = Key::new("user:1").expect("a key");
         let partition = placement.topology().partitioning.partition(KeyspaceId::DEFAULT, b"user:1");
         assert_eq!(placement.partition_of(KeyspaceId::DEFAULT, &key), partition);

@@ -90,13 +90,13 @@ pub fn exchange(own: &Topology, epoch: Epoch, bytes: &[u8]) -> Result<Exchange, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::founding::tests::founders;
+    use crate::founding::tests::{founded, founders};
     use crate::topology_codec::encode_topology;
     use dunlin_protocol::Partitioning;
     use proptest::prelude::*;
 
     fn at_epoch(epoch: u64) -> Topology {
-        Topology { epoch: Epoch(epoch), ..founders("exchange", 3).found(3).expect("founded") }
+        Topology { epoch: Epoch(epoch), ..founded("exchange", 3) }
     }
 
     fn show(own: &Topology, theirs: &Topology) -> Result<Exchange, ExchangeError> {
@@ -123,7 +123,7 @@ mod tests {
     fn clusters_never_merge() {
         let own = at_epoch(4);
         for epoch in [1, 4, 9] {
-            let other = Topology { epoch: Epoch(epoch), ..founders("another", 3).found(3).expect("founded") };
+            let other = Topology { epoch: Epoch(epoch), ..founded("another", 3) };
             assert!(matches!(show(&own, &other), Err(ExchangeError::OtherCluster { .. })));
         }
     }
@@ -138,7 +138,7 @@ mod tests {
         assert!(matches!(exchange(&own, Epoch(6), &newer), Err(ExchangeError::Mislabelled { .. })));
         let mut finer = founders("exchange", 3);
         finer.partitioning = Partitioning::new(9).expect("in range");
-        let finer = Topology { cluster: own.cluster, epoch: Epoch(5), ..finer.found(3).expect("founded") };
+        let finer = Topology { cluster: own.cluster, epoch: Epoch(5), ..finer.draft(3).expect("drafted") };
         assert!(matches!(show(&own, &finer), Err(ExchangeError::OtherPartitioning { theirs: 512, own: 64, .. })));
     }
 

@@ -60,11 +60,11 @@ pub fn decode_topology(bytes: &[u8]) -> Result<Topology, TopologyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::founding::tests::founders;
+    use crate::founding::tests::founded;
     use proptest::prelude::*;
 
     fn topology() -> Topology {
-        founders("codec", 5).found(3).expect("founded")
+        founded("codec", 5)
     }
 
     #[test]

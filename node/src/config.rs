@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dunlin_membership::{Founders, FoundingError};
-use dunlin_protocol::{Member, NodeId, Partitioning, PartitioningError, Status};
+use dunlin_protocol::{DataId, Member, NodeId, Partitioning, PartitioningError, Status};
 use dunlin_storage::{Options, Sync};
 use serde::{Deserialize, Serialize};
 
@@ -268,6 +268,7 @@ impl ConfigFile {
             region: f.region,
             zone: f.zone,
             weight: f.weight,
+            data: DataId::UNKNOWN,
         });
         let partitioning = Partitioning::new(cluster.partition_bits)?;
         let founders = Founders { name: cluster.name, members: members.collect(), partitioning };

@@ -1,4 +1,4 @@
-//! Drives membership: the failure detector, the spreading of topologies, and the comparison of clocks. It hands the coordinator who is alive
+//! Drives membership: the founding, the failure detector, the spreading of topologies, and the comparison of clocks. It hands the coordinator who is alive
 //! and, for each epoch, a new placement; nothing else reads it.
 
 use std::collections::BTreeMap;
@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dunlin_membership::{Exchange, Placement, Swim, SwimConfig, SwimEffect, encode_topology, exchange};
+use dunlin_membership::{
+    Exchange, Placement, Pledge, RollCall, RollStep, Swim, SwimConfig, SwimEffect, encode_topology, exchange,
+};
 use dunlin_protocol::message::{PeerReply, PeerReplyBody, PeerRequest};
-use dunlin_protocol::{BootNumber, Epoch, NodeId, Now, Tick, Times, Topology};
+use dunlin_protocol::{BootNumber, DataId, Epoch, NodeId, Now, Tick, Times, Topology};
 
 use crate::outbox::Outbox;
 use crate::peers::Peers;
@@ -23,12 +25,17 @@ const EAGER_ROUND: Duration = Duration::from_millis(100);
 
 pub(crate) struct Gossip {
     me: NodeId,
+    data: DataId,
+    /// Until the cluster is founded.
+    roll: Option<RollCall>,
     swim: Swim,
     timekeeper: Timekeeper,
     placement: Arc<Placement>,
     encoded: Bytes,
-    /// A topology that was adopted and is to be made durable.
-    to_store: Option<Bytes>,
+    /// A topology that is being made durable: only then it counts. Whether it was handed out to be stored.
+    storing: Option<(Topology, bool)>,
+    /// The cluster knows this node by another data directory.
+    disowned: bool,
     next_round: Tick,
     turn: usize,
     asked: BTreeMap<u64, (NodeId, Tick)>,
@@ -36,25 +43,52 @@ pub(crate) struct Gossip {
 }
 
 impl Gossip {
-    pub(crate) fn new(me: NodeId, boot: BootNumber, topology: Topology, times: &Times, seed: u64) -> Self {
+    pub(crate) fn new(
+        me: NodeId,
+        data: DataId,
+        boot: BootNumber,
+        topology: Topology,
+        times: &Times,
+        seed: u64,
+    ) -> Self {
+        let roll = (!topology.is_founded()).then(|| RollCall::new(me, data, topology.clone()));
         let encoded = encode_topology(&topology);
         let placement = Arc::new(Placement::new(Arc::new(topology)));
         let members = members(&placement);
         let mut swim = Swim::new(me, boot, seed, SwimConfig::default());
         swim.set_members(&members);
         let timekeeper = Timekeeper::new(members.len(), times);
-        Self {
+        let mut gossip = Self {
             me,
+            data,
+            roll,
             swim,
             timekeeper,
             placement,
             encoded,
-            to_store: None,
+            storing: None,
+            disowned: false,
             next_round: Tick(0),
             turn: 0,
             asked: BTreeMap::new(),
             newest: OURS,
-        }
+        };
+        gossip.advance_roll();
+        gossip
+    }
+
+    /// Whether the cluster is founded; until then nothing is served.
+    pub(crate) fn is_founded(&self) -> bool {
+        self.roll.is_none()
+    }
+
+    /// The founders that the founding waits for.
+    pub(crate) fn waits_for(&self) -> Vec<NodeId> {
+        self.roll.as_ref().map(RollCall::waits_for).unwrap_or_default()
+    }
+
+    pub(crate) fn is_disowned(&self) -> bool {
+        self.disowned
     }
 
     pub(crate) fn placement(&self) -> &Arc<Placement> {
@@ -66,8 +100,44 @@ impl Gossip {
         &self.encoded
     }
 
+    /// A topology to be made durable; [`stored`](Self::stored) says that it is.
     pub(crate) fn take_topology_to_store(&mut self) -> Option<Bytes> {
-        self.to_store.take()
+        let (topology, taken) = self.storing.as_mut().filter(|(_, taken)| !taken)?;
+        *taken = true;
+        Some(encode_topology(topology))
+    }
+
+    /// What was to be made durable is.
+    pub(crate) fn stored(&mut self) {
+        let Some((topology, _)) = self.storing.take_if(|(_, taken)| *taken) else { return };
+        if topology.is_founded() {
+            self.adopt(topology);
+        } else if let Some(roll) = &mut self.roll {
+            roll.stored();
+            self.advance_roll();
+        }
+    }
+
+    fn adopt(&mut self, topology: Topology) {
+        tracing::info!(epoch = %topology.epoch, "a newer topology is adopted");
+        self.roll = None;
+        self.encoded = encode_topology(&topology);
+        self.placement = Arc::new(Placement::new(Arc::new(topology)));
+        let members = members(&self.placement);
+        self.swim.set_members(&members);
+        self.swim.announce_epoch(self.placement.epoch());
+        self.timekeeper.set_members(&members);
+    }
+
+    fn advance_roll(&mut self) {
+        if self.storing.is_some() {
+            return;
+        }
+        if let Some(RollStep::Pledge(topology) | RollStep::Found(topology)) =
+            self.roll.as_mut().and_then(RollCall::step)
+        {
+            self.storing = Some((topology, false));
+        }
     }
 
     pub(crate) fn timekeeper(&mut self) -> &mut Timekeeper {
@@ -110,12 +180,12 @@ impl Gossip {
     pub(crate) fn handle_timeout(&mut self, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
         self.swim.handle_timeout(now.tick);
         if now.tick >= self.next_round {
-            let confirmed = self.timekeeper.confirmed();
-            self.next_round = now.tick + if confirmed { ROUND } else { EAGER_ROUND };
+            let settled = self.timekeeper.confirmed() && self.is_founded();
+            self.next_round = now.tick + if settled { ROUND } else { EAGER_ROUND };
             self.asked.retain(|_, (_, at)| now.tick.since(*at) < ROUND * 5);
             peers.estimate_quorum(members(&self.placement).into_iter());
             let others: Vec<NodeId> = members(&self.placement).into_iter().filter(|n| *n != self.me).collect();
-            if confirmed && !others.is_empty() {
+            if settled && !others.is_empty() {
                 self.turn = (self.turn + 1) % others.len();
                 self.ask(others[self.turn], now, out);
             } else {
@@ -130,6 +200,22 @@ impl Gossip {
         self.learn(epoch, topology);
         let newer = self.placement.epoch() > epoch;
         PeerReplyBody::Topology(if newer { self.encoded.clone() } else { Bytes::new() })
+    }
+
+    /// Answers a founder that does not know yet that the cluster is founded, or waits for this one.
+    pub(crate) fn answer_founder(&mut self, from: NodeId, data: DataId, pledge: Pledge) -> PeerReplyBody {
+        let Some(roll) = &mut self.roll else {
+            let known = self.placement.topology().member(from).map(|member| member.data);
+            if known != Some(data) {
+                tracing::warn!(%from, %data, "a node comes with another data directory than the cluster knows it by");
+            }
+            return PeerReplyBody::Topology(self.encoded.clone());
+        };
+        if let Err(conflict) = roll.hear(from, data, pledge) {
+            tracing::error!("{conflict}");
+        }
+        self.advance_roll();
+        PeerReplyBody::Topology(Bytes::new())
     }
 
     pub(crate) fn handle_reply(
@@ -154,7 +240,13 @@ impl Gossip {
 
     fn ask(&mut self, node: NodeId, now: Now, out: &mut dyn Outbox) {
         self.newest += 1;
-        let request = PeerRequest::Topology { epoch: self.placement.epoch(), topology: Bytes::new() };
+        let request = match &self.roll {
+            Some(roll) => {
+                let (data, pledge) = roll.call();
+                PeerRequest::Found { data, pledge }
+            }
+            None => PeerRequest::Topology { epoch: self.placement.epoch(), topology: Bytes::new() },
+        };
         if out.request(node, self.newest, &request) {
             self.asked.insert(self.newest, (node, now.tick));
         }
@@ -164,14 +256,13 @@ impl Gossip {
     fn learn(&mut self, epoch: Epoch, encoded: &Bytes) {
         match exchange(self.placement.topology(), epoch, encoded) {
             Ok(Exchange::Adopt(topology)) => {
-                tracing::info!(%epoch, "a newer topology is adopted");
-                self.placement = Arc::new(Placement::new(Arc::new(*topology)));
-                let members = members(&self.placement);
-                self.swim.set_members(&members);
-                self.swim.announce_epoch(epoch);
-                self.timekeeper.set_members(&members);
-                self.encoded = encoded.clone();
-                self.to_store = Some(encoded.clone());
+                // Whoever is no member of it any more goes on as one until it is told otherwise.
+                let known = topology.member(self.me).map(|member| member.data);
+                self.disowned |= known.is_some_and(|data| data != self.data);
+                // What is learnt while another one is being stored is learnt again in the next round.
+                if self.storing.is_none() && !self.disowned {
+                    self.storing = Some((*topology, false));
+                }
             }
             // The next round of push-pull, which sends this node's epoch, brings the topology.
             Ok(Exchange::Ask | Exchange::Answer | Exchange::Nothing) => {}

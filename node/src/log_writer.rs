@@ -31,6 +31,8 @@ pub(crate) struct Progress {
     pub(crate) log: bool,
     /// The reserve reaches up to here.
     pub(crate) reserved: Option<Millis>,
+    /// The topology that was handed over last is stored.
+    pub(crate) topology: bool,
     /// What failed; the log's writer then stops for ever.
     pub(crate) failed: Option<Failed>,
 }
@@ -139,10 +141,11 @@ impl Work {
                 Err(error) => shared.report(|p| p.failed = Some(error.into())),
             }
         }
-        if let Some(topology) = orders.topology
-            && let Err(error) = store_blob(&*self.disk, TOPOLOGY, &topology)
-        {
-            shared.report(|p| p.failed = Some(error.into()));
+        if let Some(topology) = orders.topology {
+            match store_blob(&*self.disk, TOPOLOGY, &topology) {
+                Ok(()) => shared.report(|p| p.topology = true),
+                Err(error) => shared.report(|p| p.failed = Some(error.into())),
+            }
         }
         if orders.close && !self.log_failed {
             match self.engine.close() {

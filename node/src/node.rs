@@ -7,20 +7,22 @@ use dunlin_protocol::message::{
     ClientReply, ClientRequest, NodeSummary, PeerReply, PeerReplyBody, PeerRequest, ReplyBody,
 };
 use dunlin_protocol::register::RegisterRequest;
-use dunlin_protocol::{BootNumber, HybridClock, Millis, NodeId, Now, Tick, Times, Topology};
+use dunlin_protocol::{BootNumber, DataId, HybridClock, Millis, NodeId, Now, Outcome, Status, Tick, Times, Topology};
 use dunlin_storage::Engine;
 
 use crate::coordinator::{Below, Coordinator, CoordinatorConfig, Requester};
 use crate::gossip::Gossip;
 use crate::outbox::{Input, Outbox, ReplyTo};
 use crate::peers::Peers;
-use crate::replica::{Asker, Replica};
+use crate::replica::{Asker, Replica, refuse};
 
 /// What a node starts with.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// Its id.
     pub node: NodeId,
+    /// Its data directory.
+    pub data: DataId,
     /// How often it has started, this time included.
     pub boot: BootNumber,
     /// The hybrid clock's mark that was durable when it last ran.
@@ -42,7 +44,7 @@ pub struct NodeConfig {
 ///
 /// - getters: [`next_timeout`](Self::next_timeout), [`is_ready`](Self::is_ready), [`placement`](Self::placement)
 /// - after each `handle` the owner asks [`wants_reserve`](Self::wants_reserve) and [`take_topology_to_store`](Self::take_topology_to_store),
-///   makes durable what they name, and comes back with [`Input::Reserved`]
+///   makes durable what they name, and comes back with [`Input::Reserved`] and [`Input::TopologyStored`]
 /// - whenever the log writer got further: [`Input::Durable`]; when the time that `next_timeout` named has come: [`Input::Timeout`]
 pub struct Node {
     id: NodeId,
@@ -60,14 +62,14 @@ pub struct Node {
 impl Node {
     /// A node that has just started over what the engine recovered.
     pub fn new(config: NodeConfig, engine: Arc<Engine>) -> Self {
-        let NodeConfig { node, boot, reserve, topology, times, coordinator, seed } = config;
+        let NodeConfig { node, data, boot, reserve, topology, times, coordinator, seed } = config;
         Self {
             id: node,
             boot,
             clock: HybridClock::new(node, reserve, &times),
             reserve_asked: Millis::NONE,
             peers: Peers::new(node),
-            gossip: Gossip::new(node, boot, topology, &times, seed),
+            gossip: Gossip::new(node, data, boot, topology, &times, seed),
             coordinator: Coordinator::new(node, coordinator, times, seed),
             replica: Replica::new(node, engine, times),
             was_ready: false,
@@ -85,9 +87,15 @@ impl Node {
         self.gossip.placement()
     }
 
-    /// Whether it coordinates operations: its clock is confirmed by a majority and its reserve durable.
+    /// Whether it coordinates operations: its cluster is founded, its clock confirmed by a majority and its reserve durable.
     pub fn is_ready(&self) -> bool {
-        self.clock.is_confirmed() && self.reserve_asked.is_some()
+        self.gossip.is_founded() && self.clock.is_confirmed() && self.reserve_asked.is_some()
+    }
+
+    /// Whether its cluster knows it by another data directory than the one that it has: it lost that one, and with it what it promised, and must
+    /// be stopped. It has served nothing.
+    pub fn is_disowned(&self) -> bool {
+        self.gossip.is_disowned()
     }
 
     /// Operations that were not answered yet, and answers that wait for the disk.
@@ -121,7 +129,7 @@ impl Node {
         Some(until)
     }
 
-    /// A topology that was adopted and has to be made durable.
+    /// A topology that has to be made durable, and counts only from then on ([`Input::TopologyStored`]).
     pub fn take_topology_to_store(&mut self) -> Option<Bytes> {
         self.gossip.take_topology_to_store()
     }
@@ -166,6 +174,7 @@ impl Node {
             Input::Datagram { from, bytes } => self.gossip.handle_datagram(from, &bytes, now, &mut self.peers, out),
             Input::Durable => self.release(judging, out),
             Input::Reserved { until } => self.clock.set_reserve(until),
+            Input::TopologyStored => self.gossip.stored(),
             Input::Timeout => {
                 if self.gossip.next_timeout() <= now.tick {
                     self.gossip.handle_timeout(now, &mut self.peers, out);
@@ -200,6 +209,9 @@ impl Node {
         let placement = self.gossip.placement().clone();
         let asker = Asker::Peer(to);
         let answered = match request {
+            PeerRequest::Register(_) | PeerRequest::Scan(_) if !self.gossip.is_founded() => {
+                Some((asker, refuse(Status::NotReady, self.founding_waits())))
+            }
             PeerRequest::Register(call) => {
                 self.repairs += u64::from(matches!(call.request, RegisterRequest::Install { .. }));
                 self.replica.call(judging.wall, &placement, &mut self.clock, asker, &call)
@@ -210,6 +222,7 @@ impl Node {
                 Some((asker, self.gossip.answer(epoch, &topology)))
             }
             PeerRequest::Ping => Some((asker, PeerReplyBody::Pong)),
+            PeerRequest::Found { data, pledge } => Some((asker, self.gossip.answer_founder(from, data, pledge))),
         };
         if let Some((_, body)) = answered {
             self.reply_peer(now, to, body, out);
@@ -234,6 +247,12 @@ impl Node {
 
     fn serve_client(&mut self, now: Now, to: ReplyTo, request: ClientRequest, out: &mut dyn Outbox) {
         match request {
+            ClientRequest::Operate(_) | ClientRequest::Scan(_) | ClientRequest::Topology { .. }
+                if !self.gossip.is_founded() =>
+            {
+                let refused = Outcome::because(Status::NotReady, self.founding_waits());
+                self.reply_client(now, to, ReplyBody::Outcome(refused), out);
+            }
             ClientRequest::Operate(operation) => {
                 self.with_coordinator(now, out, |c, below| c.operate(Requester::Client(to), operation, below));
             }
@@ -247,6 +266,17 @@ impl Node {
                 let status = self.status();
                 self.reply_client(now, to, status, out);
             }
+        }
+    }
+
+    fn founding_waits(&self) -> String {
+        let waits: Vec<String> = self.gossip.waits_for().iter().map(ToString::to_string).collect();
+        match waits.is_empty() {
+            true => "the cluster is being founded".to_owned(),
+            false => format!(
+                "the cluster is not founded yet: all founders must be up once, and node {} is not heard of",
+                waits.join(", ")
+            ),
         }
     }
 

@@ -52,6 +52,8 @@ pub enum Input {
         /// What.
         request: ClientRequest,
     },
+    /// The topology that [`Node::take_topology_to_store`](crate::Node::take_topology_to_store) gave last is durable.
+    TopologyStored,
     /// A datagram for the failure detector.
     Datagram {
         /// From whom, proven by its certificate.

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use dunlin_membership::{FoundingError, TopologyError, decode_topology};
 use dunlin_protocol::message::{ClientReply, ReplyBody};
-use dunlin_protocol::{ClusterId, Epoch, Millis, NodeId, Now, Outcome, Status, Tick, Times, Topology};
+use dunlin_protocol::{ClusterId, DataId, Epoch, Millis, NodeId, Now, Outcome, Status, Tick, Times, Topology};
 use dunlin_storage::{ClockFile, Disk, Engine, FileDisk, FileError, Identity, OpenError, Recovery, load_blob};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -41,6 +43,8 @@ pub struct Environment {
     pub wall: Box<dyn Fn() -> Millis>,
     /// For whatever is random.
     pub seed: u64,
+    /// The id of the data directory, should it be a new one: unlike that of any other.
+    pub data: DataId,
     /// Where the disk's writer works.
     pub writer: WriterPlace,
 }
@@ -71,6 +75,15 @@ pub enum ServeError {
         node: NodeId,
         /// What is missing.
         what: &'static str,
+    },
+    /// The node lost its data directory.
+    #[error(
+        "the cluster knows node {node} by another data directory: with the one that is lost went what it promised, so it must not vote again. \
+         Put the old directory back"
+    )]
+    Disowned {
+        /// The node.
+        node: NodeId,
     },
     /// The stored topology.
     #[error("the stored topology: {0}")]
@@ -113,7 +126,7 @@ impl ServeError {
         match self {
             Self::Open(error) => error.status(),
             Self::File(error) => error.status(),
-            Self::Identity { .. } => Status::IdentityMismatch,
+            Self::Identity { .. } | Self::Disowned { .. } => Status::IdentityMismatch,
             Self::Lost { .. } | Self::Topology(_) => Status::Corruption,
             Self::Founding(_) | Self::ReadTls { .. } | Self::Tls { .. } => Status::InvalidConfig,
             Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Status::AddressInUse,
@@ -140,6 +153,7 @@ impl Environment {
             wall: Box::new(system_time),
             // Spreads retries of several nodes and lives; nothing depends on nobody guessing it.
             seed: system_time().0.rotate_left(32) ^ config.id.0,
+            data: random_id()?,
             writer: WriterPlace::Thread,
         })
     }
@@ -152,6 +166,12 @@ fn system_time() -> Millis {
     Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+fn random_id() -> Result<DataId, ServeError> {
+    let mut bytes = [0; 16];
+    OsRng.try_fill_bytes(&mut bytes).map_err(|error| ServeError::System(io::Error::other(error)))?;
+    Ok(DataId(u128::from_le_bytes(bytes)))
+}
+
 /// A node that is about to run. [`open`](Self::open) recovers, [`run`](Self::run) serves until told to stop.
 pub struct Server {
     shell: Rc<Shell>,
@@ -161,12 +181,13 @@ pub struct Server {
 impl Server {
     /// Opens the data directory, recovers what it holds, and takes the socket into use. Needs a tokio runtime. Blocks while it reads the log.
     pub fn open(config: &Config, environment: Environment) -> Result<Self, ServeError> {
-        let Environment { disk, socket, tls, wall, seed, writer } = environment;
-        let Opened { topology, engine, clock } = Opened::open(config, &disk)?;
+        let Environment { disk, socket, tls, wall, seed, data, writer } = environment;
+        let Opened { data, topology, engine, clock } = Opened::open(config, &disk, data)?;
         let engine = Arc::new(engine);
         let local = Local { cluster: topology.cluster, node: config.id, boot: clock.boot() };
         let node = NodeConfig {
             node: config.id,
+            data,
             boot: clock.boot(),
             reserve: clock.reserved(),
             topology,
@@ -186,8 +207,9 @@ impl Server {
             start: Instant::now(),
             alarm: Cell::new(Tick(0)),
             earlier: Notify::new(),
-            epoch: Cell::new(Epoch(0)),
+            epoch: Cell::new(None),
             stopping: Cell::new(false),
+            disowned: Notify::new(),
         };
         Ok(Self { shell: Rc::new(shell), shutdown: config.shutdown })
     }
@@ -209,8 +231,11 @@ impl Server {
 
     /// Serves until `shutdown` is done; then answers what is under way, for a limited time, and says goodbye. Needs a `LocalSet`.
     ///
+    /// # Errors
+    /// [`ServeError::Disowned`]: it had to stop by itself.
+    ///
     /// Dropped before it is done, it leaves the data directory as a crash would: nothing that was acknowledged is lost.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { shell, shutdown: patience } = self;
         let receiver: Rc<dyn Receiver> = shell.clone();
         shell.transport.start(&receiver);
@@ -219,11 +244,17 @@ impl Server {
         tokio::select! {
             biased;
             () = shutdown => {}
+            () = shell.disowned.notified() => {}
             () = shell.ring_alarms() => {}
             () = shell.report_progress() => {}
             () = shell.writer.run_task() => {}
         }
         shell.stop(patience).await;
+        let node = shell.node.borrow();
+        match node.is_disowned() {
+            true => Err(ServeError::Disowned { node: node.id() }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -252,6 +283,7 @@ impl Probe {
 
 /// What a data directory yields.
 struct Opened {
+    data: DataId,
     topology: Topology,
     engine: Engine,
     clock: ClockFile,
@@ -260,7 +292,7 @@ struct Opened {
 impl Opened {
     /// The order matters: what the identity vouches for, log and clock, is there before it is. So a directory with an identity and without one
     /// of them has lost it, and a start that was interrupted is simply begun again.
-    fn open(config: &Config, disk: &Arc<dyn Disk>) -> Result<Self, ServeError> {
+    fn open(config: &Config, disk: &Arc<dyn Disk>, new: DataId) -> Result<Self, ServeError> {
         let (node, founders, cluster) = (config.id, config.founders.founders_hash(), config.founders.cluster());
         let identity = Identity::load(&**disk)?;
         if let Some(identity) = identity
@@ -288,12 +320,21 @@ impl Opened {
         if let Some(damage) = clock.damage() {
             tracing::warn!(%node, %damage, "one slot of the clock file is damaged; the other one counts");
         }
+        let data = identity.map_or(new, |identity| identity.data);
         if identity.is_none() {
-            Identity { node, founders, cluster: Some(cluster), format: Identity::FORMAT }.store(&**disk)?;
+            Identity { node, founders, data, cluster: Some(cluster), format: Identity::FORMAT }.store(&**disk)?;
         }
         let topology = match load_blob(&**disk, TOPOLOGY)? {
-            Some(bytes) => decode_topology(&bytes)?,
-            None => config.founders.found(config.replication)?,
+            Some(bytes) => {
+                let mut topology = decode_topology(&bytes)?;
+                // Until a topology can be changed while the cluster runs, nodes move by their configurations.
+                for member in &mut topology.members {
+                    let moved = config.founders.members.iter().find(|founder| founder.id == member.id);
+                    member.address = moved.map_or_else(|| member.address.clone(), |founder| founder.address.clone());
+                }
+                topology
+            }
+            None => config.founders.draft(config.replication)?,
         };
         if topology.cluster != cluster {
             let (found, expected) = (topology.cluster, cluster);
@@ -302,7 +343,11 @@ impl Opened {
                 expected: format!("cluster {expected}"),
             });
         }
-        Ok(Self { topology, engine, clock })
+        let known = topology.member(node).map_or(data, |member| member.data);
+        if known != data && known != DataId::UNKNOWN {
+            return Err(ServeError::Disowned { node });
+        }
+        Ok(Self { data, topology, engine, clock })
     }
 }
 
@@ -330,8 +375,10 @@ struct Shell {
     /// It wants to be woken earlier than that.
     earlier: Notify,
     /// The epoch whose members the transport knows.
-    epoch: Cell<Epoch>,
+    epoch: Cell<Option<Epoch>>,
     stopping: Cell<bool>,
+    /// The node must not go on.
+    disowned: Notify,
 }
 
 impl Receiver for Shell {
@@ -340,7 +387,7 @@ impl Receiver for Shell {
         let input = match input {
             Input::ClientRequest { reply_to, .. } if self.stopping.get() => {
                 let body = ReplyBody::Outcome(Outcome::of(Status::ShuttingDown));
-                let reply = ClientReply { now: now.wall, quorum_micros: 0, epoch: self.epoch.get(), body };
+                let reply = ClientReply { now: now.wall, quorum_micros: 0, epoch: self.epoch(), body };
                 return self.transport.clone().reply_client(reply_to, &reply);
             }
             other => other,
@@ -353,8 +400,11 @@ impl Receiver for Shell {
         if let Some(topology) = node.take_topology_to_store() {
             self.writer.store_topology(topology);
         }
+        if node.is_disowned() {
+            self.disowned.notify_one();
+        }
         let epoch = node.placement().epoch();
-        if epoch != self.epoch.replace(epoch) {
+        if self.epoch.replace(Some(epoch)) != Some(epoch) {
             let topology = node.placement().topology();
             let members: Vec<_> = topology.members.iter().map(|m| (m.id, m.address.clone())).collect();
             self.transport.want_peers(&members);
@@ -367,7 +417,7 @@ impl Receiver for Shell {
     }
 
     fn epoch(&self) -> Epoch {
-        self.epoch.get()
+        self.epoch.get().unwrap_or_default()
     }
 
     fn wall(&self) -> Millis {
@@ -405,6 +455,9 @@ impl Shell {
     fn take_in(&self, progress: Progress) {
         if let Some(until) = progress.reserved {
             self.receive(Input::Reserved { until });
+        }
+        if progress.topology {
+            self.receive(Input::TopologyStored);
         }
         if progress.log {
             self.receive(Input::Durable);

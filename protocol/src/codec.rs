@@ -83,6 +83,9 @@ impl PeerRequest {
                 write_frame(out, Opcode::PeerTopology, request_id, |out| encode_body(out, &(epoch, topology)))
             }
             Self::Ping => write_frame(out, Opcode::PeerPing, request_id, |_| ()),
+            Self::Found { data, pledge } => {
+                write_frame(out, Opcode::PeerFound, request_id, |out| encode_body(out, &(data, pledge)))
+            }
         }
     }
 
@@ -96,6 +99,7 @@ impl PeerRequest {
                 decode_body(opcode, &frame.body).map(|(epoch, topology)| Self::Topology { epoch, topology })
             }
             Opcode::PeerPing => empty(frame).map(|()| Self::Ping),
+            Opcode::PeerFound => decode_body(opcode, &frame.body).map(|(data, pledge)| Self::Found { data, pledge }),
             other => Err(DecodeError::Unexpected(other)),
         }
     }

@@ -47,19 +47,38 @@ impl KeyspaceId {
     pub const DEFAULT: Self = Self(1);
 }
 
-/// What makes a cluster itself: two clusters with different ids never exchange anything.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ClusterId(pub u128);
+macro_rules! wide_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u128);
 
-impl fmt::Display for ClusterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+    };
 }
 
-impl fmt::Debug for ClusterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClusterId({self})")
-    }
+wide_id!(
+    /// What makes a cluster itself: two clusters with different ids never exchange anything.
+    ClusterId
+);
+wide_id!(
+    /// A data directory, drawn at random when it is made. A node that lost its directory, and with it what it promised, comes with another one
+    /// and is not the member it was (PROTOCOL.md 2.4). 0: not known.
+    DataId
+);
+
+impl DataId {
+    /// None.
+    pub const UNKNOWN: Self = Self(0);
 }

@@ -25,7 +25,7 @@ mod topology;
 
 pub use answer::Answer;
 pub use clock::{ClockSkew, DrawError, HybridClock, RESERVE_STEP};
-pub use id::{BootNumber, ClusterId, Epoch, KeyspaceId, NodeId, PartitionId};
+pub use id::{BootNumber, ClusterId, DataId, Epoch, KeyspaceId, NodeId, PartitionId};
 pub use key::{Key, KeyError, Partitioning, PartitioningError};
 pub use level::{Level, ParseLevelError};
 pub use operation::{Action, Condition, Counts, Mutation, Operation, Outcome, Window};

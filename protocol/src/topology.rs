@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterId, Epoch, KeyspaceId, NodeId, PartitionId};
+use crate::id::{ClusterId, DataId, Epoch, KeyspaceId, NodeId, PartitionId};
 use crate::key::Partitioning;
 use crate::level::Level;
 use crate::quorums::{MAX_REPLICAS, Quorums};
@@ -22,6 +22,8 @@ pub struct Member {
     pub zone: String,
     /// How many virtual nodes it has on the ring: its share of the partitions.
     pub weight: u16,
+    /// Its data directory: a node that comes with another one is not this member.
+    pub data: DataId,
 }
 
 /// A keyspace as the topology carries it.
@@ -55,7 +57,7 @@ pub struct Assignment {
 pub struct Topology {
     /// The cluster.
     pub cluster: ClusterId,
-    /// Its number, from 1.
+    /// Its number, from 1. 0: the founders have not all agreed to it yet, and nothing is served by it.
     pub epoch: Epoch,
     /// Fixed when the cluster was founded.
     #[serde(with = "partitioning_bits")]
@@ -121,11 +123,16 @@ pub struct InvalidTopology {
 }
 
 impl Topology {
+    /// Whether its founders have agreed to it.
+    pub fn is_founded(&self) -> bool {
+        self.epoch > Epoch(0)
+    }
+
     /// Checks what every receiver relies on; a topology that came from outside is checked before anything else is asked of it.
     pub fn validate(&self) -> Result<(), InvalidTopology> {
         let fail = |reason| Err(InvalidTopology { epoch: self.epoch, reason });
-        if self.epoch.0 == 0 {
-            return fail("epochs begin at 1");
+        if self.is_founded() && self.members.iter().any(|m| m.data == DataId::UNKNOWN) {
+            return fail("a member's data directory is not named");
         }
         if self.members.is_empty() || !self.members.is_sorted_by(|a, b| a.id < b.id) || self.members[0].id.0 == 0 {
             return fail("members are not in order of their ids, which begin at 1");

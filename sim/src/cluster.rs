@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use dunlin_membership::{Founders, decode_topology};
 use dunlin_node::{CoordinatorConfig, Input, Node, NodeConfig, Outbox, ReplyTo};
 use dunlin_protocol::message::{ClientReply, PeerReply, PeerRequest};
-use dunlin_protocol::{BootNumber, Member, Millis, NodeId, Now, Partitioning, Stamp, Tick, Times, Topology};
+use dunlin_protocol::{BootNumber, DataId, Member, Millis, NodeId, Now, Partitioning, Stamp, Tick, Times, Topology};
 use dunlin_storage::{ClockFile, Engine, KeyRef, MemoryDisk, Options, load_blob, store_blob};
 
 use crate::network::ConnectionId;
@@ -76,6 +76,8 @@ pub(crate) struct Host {
     pub(crate) clock: WallClock,
     /// The first epoch, which every founder computes for itself.
     founding: Topology,
+    /// Its data directory's id, which lives as long as the disk.
+    data: DataId,
     random: Random,
     /// How often it has started or stopped: what was planned for an earlier life does not happen.
     pub(crate) life: u32,
@@ -110,6 +112,7 @@ impl Host {
         Self {
             id,
             disk: Arc::new(MemoryDisk::new()),
+            data: DataId(u128::from(random.next()) << 1 | 1),
             clock,
             founding,
             random,
@@ -160,6 +163,7 @@ impl Host {
         self.damage = (!suspects.is_empty()).then(|| format!("{:?}", recovery.damaged));
         let config = NodeConfig {
             node: self.id,
+            data: self.data,
             boot: clock_file.boot(),
             reserve: clock_file.reserved(),
             topology,
@@ -214,10 +218,11 @@ impl Host {
             let delay = self.sync_time + self.slow_disk;
             after.reserve = Some((until, delay));
         }
-        if let Some(topology) = running.node.take_topology_to_store()
-            && let Err(error) = store_blob(&*self.disk, TOPOLOGY, &topology)
-        {
-            self.failed = Some(format!("the topology cannot be stored: {error}"));
+        while let Some(topology) = running.node.take_topology_to_store() {
+            match store_blob(&*self.disk, TOPOLOGY, &topology) {
+                Ok(()) => running.node.handle(now, Input::TopologyStored, &mut outbox),
+                Err(error) => self.failed = Some(format!("the topology cannot be stored: {error}")),
+            }
         }
         if !running.is_writing && running.engine.stats().pending_bytes > 0 {
             running.is_writing = true;
@@ -303,7 +308,7 @@ pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
 /// How many replicas a key has.
 pub(crate) const REPLICAS: u8 = 3;
 
-/// The first epoch of a simulated cluster.
+/// The draft of the first epoch of a simulated cluster.
 pub(crate) fn founding(nodes: usize) -> Topology {
     let member = |i: usize| Member {
         id: NodeId(i as u64 + 1),
@@ -311,13 +316,14 @@ pub(crate) fn founding(nodes: usize) -> Topology {
         region: "sim".to_owned(),
         zone: format!("z{}", i + 1),
         weight: 64,
+        data: DataId::UNKNOWN,
     };
     let founders = Founders {
         name: "sim".to_owned(),
         members: (0..nodes).map(member).collect(),
         partitioning: Partitioning::new(6).expect("64 partitions are allowed"),
     };
-    founders.found(REPLICAS).expect("the founders of a simulation are well-formed")
+    founders.draft(REPLICAS).expect("the founders of a simulation are well-formed")
 }
 
 /// What a node speaks into: everything goes through the codec.

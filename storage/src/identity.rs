@@ -1,14 +1,14 @@
 //! `Identity`: whose data directory this is.
 
-use dunlin_protocol::{ClusterId, NodeId};
+use dunlin_protocol::{ClusterId, DataId, NodeId};
 
 use crate::blob::{damage, load_blob, store_blob};
 use crate::disk::Disk;
 use crate::error::{DamageKind, FileError};
 
 const NAME: &str = "IDENTITY";
-/// node 8, founders 32, format 4, whether there is a cluster 1, cluster 16; little-endian.
-const LEN: usize = 61;
+/// node 8, founders 32, format 4, data directory 16, whether there is a cluster 1, cluster 16; little-endian.
+const LEN: usize = 77;
 
 /// Whose data directory this is (PROTOCOL.md 2.4). Written before the node's first vote; the cluster is added when its first epoch is decided.
 /// Kept as the [blob](store_blob) IDENTITY.
@@ -18,6 +18,8 @@ pub struct Identity {
     pub node: NodeId,
     /// The hash of the founders' list that it was started with.
     pub founders: [u8; 32],
+    /// The directory itself, drawn at random when it was made.
+    pub data: DataId,
     /// The cluster, once it is decided.
     pub cluster: Option<ClusterId>,
     /// The format of the directory: [`Identity::FORMAT`] for a new one.
@@ -49,6 +51,7 @@ impl Identity {
         bytes.extend_from_slice(&self.node.0.to_le_bytes());
         bytes.extend_from_slice(&self.founders);
         bytes.extend_from_slice(&self.format.to_le_bytes());
+        bytes.extend_from_slice(&self.data.0.to_le_bytes());
         bytes.push(self.cluster.is_some().into());
         bytes.extend_from_slice(&self.cluster.unwrap_or_default().0.to_le_bytes());
         store_blob(disk, NAME, &bytes)
@@ -58,6 +61,7 @@ impl Identity {
         let (node, rest) = bytes.split_first_chunk::<8>()?;
         let (founders, rest) = rest.split_first_chunk::<32>()?;
         let (format, rest) = rest.split_first_chunk::<4>()?;
+        let (data, rest) = rest.split_first_chunk::<16>()?;
         let (has_cluster, rest) = rest.split_first()?;
         let cluster = ClusterId(u128::from_le_bytes(rest.try_into().ok()?));
         let cluster = match has_cluster {
@@ -66,7 +70,8 @@ impl Identity {
             _ => return None,
         };
         let (node, format) = (NodeId(u64::from_le_bytes(*node)), u32::from_le_bytes(*format));
-        Some(Self { node, founders: *founders, cluster, format })
+        let data = DataId(u128::from_le_bytes(*data));
+        Some(Self { node, founders: *founders, data, cluster, format })
     }
 }
 
@@ -75,11 +80,19 @@ mod tests {
     use super::*;
     use crate::disk::MemoryDisk;
 
+    const IDENTITY: Identity = Identity {
+        node: NodeId(7),
+        founders: [9; 32],
+        data: DataId(u128::MAX / 3),
+        cluster: None,
+        format: Identity::FORMAT,
+    };
+
     #[test]
     fn it_survives() {
         let disk = MemoryDisk::new();
         assert_eq!(Identity::load(&disk).expect("loads"), None);
-        let mut identity = Identity { node: NodeId(7), founders: [9; 32], cluster: None, format: Identity::FORMAT };
+        let mut identity = IDENTITY;
         identity.store(&disk).expect("stores");
         assert_eq!(Identity::load(&disk).expect("loads"), Some(identity));
         identity.cluster = Some(ClusterId(u128::MAX - 3));
@@ -94,7 +107,7 @@ mod tests {
             store_blob(&disk, NAME, bytes).expect("stores");
             assert!(matches!(Identity::load(&disk), Err(FileError::Damaged(_))));
         }
-        let newer = Identity { node: NodeId(7), founders: [9; 32], cluster: None, format: 2 };
+        let newer = Identity { format: 2, ..IDENTITY };
         newer.store(&disk).expect("stores");
         assert!(matches!(Identity::load(&disk), Err(FileError::Version { found: 2, .. })));
     }

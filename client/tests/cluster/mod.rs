@@ -8,8 +8,8 @@ use dunlin_client::Options;
 use dunlin_protocol::frame::read_frame;
 use dunlin_protocol::message::{ClientReply, ClientRequest, Hello, ReplyBody, Version, Welcome};
 use dunlin_protocol::{
-    Assignment, BootNumber, ClusterId, Epoch, Keyspace, KeyspaceId, Level, Member, Millis, NodeId, Partitioning,
-    Status, Topology,
+    Assignment, BootNumber, ClusterId, DataId, Epoch, Keyspace, KeyspaceId, Level, Member, Millis, NodeId,
+    Partitioning, Status, Topology,
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -112,6 +112,7 @@ fn topology(addresses: &[SocketAddr]) -> Topology {
             region: "r".to_owned(),
             zone: "z".to_owned(),
             weight: 64,
+            data: DataId(7),
         })
         .collect();
     let count = members.len() as u16;

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_protocol::NodeId;
+use dunlin_protocol::{DataId, NodeId};
 use proptest::prelude::*;
 
 use super::*;
@@ -12,6 +12,7 @@ fn member(id: u64, zone: &str, weight: u16) -> Member {
         region: "eu".into(),
         zone: zone.into(),
         weight,
+        data: DataId(u128::from(id)),
     }
 }
 

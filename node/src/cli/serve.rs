@@ -35,7 +35,7 @@ pub(crate) fn run(serve: &Serve) -> Result<(), Failure> {
         let _pid = serve.pid_file.clone().map(PidFile::write).transpose()?;
         let address = server.local_addr().map_err(|e| Failure::local(e.to_string()))?;
         tracing::info!(node = %config.id, cluster = %server.cluster(), %address, "serving");
-        server.run(stop).await;
+        server.run(stop).await?;
         tracing::info!(node = %config.id, "stopped");
         Ok(())
     });

@@ -231,7 +231,7 @@ impl Coordinator {
                 below.replica.call(below.now.wall, below.placement, below.clock, asker, call)
             }
             PeerRequest::Scan(scan) => below.replica.scan(below.now.wall, below.placement, asker, scan),
-            PeerRequest::Topology { .. } | PeerRequest::Ping => None,
+            PeerRequest::Topology { .. } | PeerRequest::Found { .. } | PeerRequest::Ping => None,
         };
         if let Some((_, body)) = answered {
             inbox.push_back((id, reply_of(body)));

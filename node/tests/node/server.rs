@@ -16,8 +16,8 @@ use dunlin_node::transport::tls::{ClusterCa, NodeTls};
 use dunlin_node::{Environment, ServeError, Server, WriterPlace};
 use dunlin_protocol::message::{ClientRequest, ReplyBody};
 use dunlin_protocol::{
-    Action, Attributes, Content, Epoch, Key, KeyspaceId, Level, Millis, Mutation, NodeId, Operation, Outcome, Stamp,
-    Status, Window,
+    Action, Attributes, Content, DataId, Epoch, Key, KeyspaceId, Level, Millis, Mutation, NodeId, Operation, Outcome,
+    Stamp, Status, Window,
 };
 use dunlin_storage::{Disk, MemoryDisk};
 use tokio::sync::oneshot;
@@ -31,17 +31,19 @@ struct Cluster {
     addresses: Vec<SocketAddr>,
     sockets: Vec<Option<Socket>>,
     disks: Vec<Arc<MemoryDisk>>,
+    /// What their data directories' ids would be, were they new.
+    data: Vec<DataId>,
 }
 
 struct Running {
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
     async fn stop(mut self) {
         self.stop.take().expect("stopped once").send(()).expect("it runs");
-        self.task.await.expect("it ends in order");
+        self.task.await.expect("it ends in order").expect("it was told to");
     }
 }
 
@@ -53,6 +55,7 @@ impl Cluster {
             addresses: sockets.iter().map(|s| s.local_addr().expect("bound")).collect(),
             sockets: sockets.into_iter().map(|s| Some(Socket::Std(s))).collect(),
             disks: (0..size).map(|_| Arc::new(MemoryDisk::new())).collect(),
+            data: (1..=size).map(|i| DataId(i as u128)).collect(),
         }
     }
 
@@ -90,6 +93,7 @@ impl Cluster {
             tls: NodeTls::new(config.id, self.ca.cert_pem(), &cert).expect("usable"),
             wall: wall_clock(),
             seed: index as u64,
+            data: self.data[index],
             writer: if index == 0 {
                 WriterPlace::Thread
             } else {
@@ -208,6 +212,40 @@ fn three_nodes_keep_what_they_acknowledge_over_restarts() {
 }
 
 #[test]
+fn a_node_that_lost_its_directory_serves_nothing_and_ends() {
+    run(async {
+        let mut cluster = Cluster::new(3);
+        let first = cluster.start(0).await;
+        let mut asker = cluster.asker(0).await;
+        let ReplyBody::Outcome(early) = asker.ask(1, &put("a", "1", Level::Quorum)).await else { panic!("an outcome") };
+        assert_eq!(early.status, Status::NotReady, "not all founders are there: {early:?}");
+        let nodes = [first, cluster.start(1).await];
+        let third = cluster.start(2).await;
+        // A node that has founded may be ahead of the others, and then has written only at itself.
+        while ask(&mut asker, &put("a", "1", Level::Quorum)).await.status != Status::Ok {}
+        assert_eq!(value(&mut cluster.asker(2).await, "a", Level::Serial).await.as_deref(), Some("1"));
+        third.stop().await;
+
+        cluster.disks[2] = Arc::new(MemoryDisk::new());
+        cluster.data[2] = DataId(99);
+        let wiped = cluster.start(2).await;
+        let ended = wiped.task.await.expect("in order");
+        assert!(matches!(ended, Err(ServeError::Disowned { node: NodeId(3) })), "{ended:?}");
+        assert!(wiped.stop.is_some());
+        assert_eq!(value(&mut asker, "a", Level::Serial).await.as_deref(), Some("1"), "the others go on");
+        // Nor does it get in with the cluster's topology in its directory.
+        let topology = cluster.disks[1].contents("TOPOLOGY").expect("stored");
+        cluster.disks[2].insert("TOPOLOGY", &topology);
+        cluster.sockets[2] = Some(Socket::bind(([127, 0, 0, 1], 0).into()).expect("bound"));
+        let config = cluster.config(2);
+        assert!(matches!(cluster.open(2, &config).err(), Some(ServeError::Disowned { .. })));
+        for node in nodes {
+            node.stop().await;
+        }
+    });
+}
+
+#[test]
 fn a_stopped_node_says_so_to_its_clients() {
     run(async {
         let mut cluster = Cluster::new(1);
@@ -287,7 +325,7 @@ fn a_taken_port_and_a_directory_in_use_have_their_codes() {
         let server = Server::open(&config, environment).expect("opened");
         let ended = Rc::new(Cell::new(false));
         let seen = ended.clone();
-        server.run(async move { seen.set(true) }).await;
+        server.run(async move { seen.set(true) }).await.expect("told to stop");
         assert!(ended.get());
         assert_eq!(code(&config), None, "the directory is free again");
     });

@@ -405,7 +405,7 @@ impl Asker {
         Hello::new(None, None).write(&mut out, 0).expect("small");
         asker.send.write_all(&out).await.expect("written");
         let welcome = Welcome::read(&asker.frame().await.expect("a frame")).expect("a welcome");
-        assert!(welcome.version >= Version::OLDEST && welcome.epoch.0 > 0 && welcome.now.is_some());
+        assert!(welcome.version >= Version::OLDEST && welcome.now.is_some());
         asker
     }
 

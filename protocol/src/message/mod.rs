@@ -23,6 +23,7 @@ pub enum Opcode {
     PeerScan = 0x11,
     PeerTopology = 0x12,
     PeerPing = 0x13,
+    PeerFound = 0x14,
     PeerReply = 0x1f,
     ClientOperate = 0x40,
     ClientScan = 0x41,
@@ -32,13 +33,14 @@ pub enum Opcode {
 }
 
 impl Opcode {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Hello,
         Self::Welcome,
         Self::PeerRegister,
         Self::PeerScan,
         Self::PeerTopology,
         Self::PeerPing,
+        Self::PeerFound,
         Self::PeerReply,
         Self::ClientOperate,
         Self::ClientScan,

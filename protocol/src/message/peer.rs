@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Epoch, KeyspaceId, PartitionId};
+use crate::id::{DataId, Epoch, KeyspaceId, PartitionId};
 use crate::key::Key;
 use crate::register::{RegisterReply, RegisterRequest, View, Want};
 use crate::stamp::Stamp;
@@ -92,6 +92,13 @@ pub enum PeerRequest {
     },
     /// Nothing but the common part of the reply: the time.
     Ping,
+    /// From a founder of a cluster that is not founded yet. The answer is as to [`Topology`](Self::Topology) with epoch 0.
+    Found {
+        /// The sender's data directory.
+        data: DataId,
+        /// The hash of the list of all founders' data directories to which the sender has pledged itself, durably; zero: none yet.
+        pledge: [u8; 32],
+    },
 }
 
 /// A node's answer: the common part and what was asked for.
@@ -116,7 +123,7 @@ pub enum PeerReplyBody {
     Register(RegisterReply),
     /// To [`PeerRequest::Scan`].
     Page(ReplicaPage),
-    /// To [`PeerRequest::Topology`]: the topology, empty where the asker's is as new.
+    /// To [`PeerRequest::Topology`] and [`PeerRequest::Found`]: the topology, empty where the asker's is as new.
     Topology(Bytes),
     /// To [`PeerRequest::Ping`].
     Pong,

@@ -7,8 +7,8 @@ use dunlin_protocol::message::{
 };
 use dunlin_protocol::register::{PendingView, RecordView, RegisterReply, RegisterRequest, View, Want};
 use dunlin_protocol::{
-    Action, Ancestor, Attributes, BootNumber, ClusterId, Condition, Content, Counts, Epoch, Key, KeyspaceId, Level,
-    Millis, Mutation, NodeId, Operation, Outcome, PartitionId, Record, Stamp, Status, Window,
+    Action, Ancestor, Attributes, BootNumber, ClusterId, Condition, Content, Counts, DataId, Epoch, Key, KeyspaceId,
+    Level, Millis, Mutation, NodeId, Operation, Outcome, PartitionId, Record, Stamp, Status, Window,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -187,6 +187,8 @@ pub(crate) fn peer_request() -> impl Strategy<Value = PeerRequest> {
         4 => register_call().prop_map(PeerRequest::Register),
         2 => replica_scan().prop_map(PeerRequest::Scan),
         1 => (epoch(), bytes()).prop_map(|(epoch, topology)| PeerRequest::Topology { epoch, topology }),
+        1 => (any::<u128>(), any::<[u8; 32]>())
+            .prop_map(|(data, pledge)| PeerRequest::Found { data: DataId(data), pledge }),
         1 => Just(PeerRequest::Ping),
     ]
 }

@@ -12,7 +12,7 @@ use dunlin_node::config::{Config, TlsSection};
 use dunlin_node::transport::tls::NodeTls;
 use dunlin_node::transport::{Socket, TransportSettings};
 use dunlin_node::{Environment, Probe, Server, WriterPlace};
-use dunlin_protocol::NodeId;
+use dunlin_protocol::{DataId, NodeId};
 use dunlin_storage::{Engine, MemoryDisk};
 
 use super::air::address_of;
@@ -162,12 +162,15 @@ impl Machine {
         let socket = SimulatedSocket::bind(self.node, self.air.clone()).await?;
         let (clock, disk) = (Rc::downgrade(&self), Rc::downgrade(&self));
         let machine = "a machine outlives what runs on it";
+        let seed = self.random.borrow_mut().next();
+        let data = self.random.borrow_mut().next();
         let environment = Environment {
             disk: Arc::new(self.disk.clone()),
             socket: Socket::Abstract(socket, Arc::new(quinn::TokioRuntime)),
             tls: self.tls.clone(),
             wall: Box::new(move || clock.upgrade().expect(machine).clock.borrow().read(now())),
-            seed: self.random.borrow_mut().next(),
+            seed,
+            data: DataId(u128::from(data) << 1 | 1),
             writer: WriterPlace::Task { latency: Box::new(move || disk.upgrade().expect(machine).write_latency()) },
         };
         match Server::open(&self.config(), environment) {
@@ -177,7 +180,7 @@ impl Machine {
                 let damage = suspects.filter(|suspects| !suspects.is_empty()).map(|suspects| format!("{suspects:?}"));
                 *self.damage.borrow_mut() = damage;
                 lock(&self.air).set_up(self.node);
-                server.run(pending()).await;
+                server.run(pending()).await?;
             }
             Err(error) => {
                 *self.refused.borrow_mut() = Some(error.to_string());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use dunlin_membership::{Founders, Placement};
-use dunlin_protocol::{Key, KeyspaceId, Member, NodeId, Partitioning, Stamp, Tick};
+use dunlin_protocol::{DataId, Key, KeyspaceId, Member, NodeId, Partitioning, Stamp, Tick};
 use dunlin_storage::KeyRef;
 use turmoil::Sim;
 
@@ -134,6 +134,7 @@ fn founders() -> Founders {
         region: "sim".to_owned(),
         zone: format!("z{}", node + 1),
         weight: 64,
+        data: DataId::UNKNOWN,
     };
     Founders {
         name: "sim".to_owned(),
@@ -336,7 +337,7 @@ impl Stage<'_> {
     // ---- the end
 
     fn report(self, keys: Vec<Key>, record: &Record, founders: &Founders) -> Run {
-        let topology = founders.found(REPLICAS).expect("the founders of a simulation are well-formed");
+        let topology = founders.draft(REPLICAS).expect("the founders of a simulation are well-formed");
         let placement = Placement::new(topology.into());
         let replicas: Vec<_> = keys.iter().map(|key| self.replicas_of(&placement, key)).collect();
         let Self { sim, air, machines, faults, mishaps, .. } = self;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use dunlin_protocol::register::Change;
 use dunlin_protocol::{
-    Ancestor, Attributes, BootNumber, ClusterId, Content, KeyspaceId, Millis, NodeId, PartitionId, Record, Stamp,
+    Ancestor, Attributes, BootNumber, ClusterId, Content, DataId, KeyspaceId, Millis, NodeId, PartitionId, Record,
+    Stamp,
 };
 use dunlin_storage::{ClockFile, Disk, Engine, Identity, KeyRef, MemoryDisk, load_blob, store_blob};
 
@@ -15,7 +16,7 @@ fn directory() -> PathBuf {
 }
 
 fn identity() -> Identity {
-    Identity { node: NodeId(7), founders: [3; 32], cluster: Some(ClusterId(99)), format: 1 }
+    Identity { node: NodeId(7), founders: [3; 32], data: DataId(5), cluster: Some(ClusterId(99)), format: 1 }
 }
 
 fn full_record() -> Record {

@@ -1,0 +1,301 @@
+//! `RollCall`: how the founders of a cluster agree that they are all there, each with its own data directory.
+
+use std::collections::BTreeMap;
+
+use dunlin_protocol::{DataId, Epoch, NodeId, Topology};
+
+/// The hash of a list of data directories to which a founder pledges itself.
+pub type Pledge = [u8; 32];
+
+/// What a founder tells before it has pledged itself.
+const NO_PLEDGE: Pledge = [0; 32];
+
+/// What is to be made durable next. Each is asked for once; [`RollCall::stored`] says that it is done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum RollStep {
+    /// The pledge: the topology of epoch 0, with everybody's data directory.
+    Pledge(Topology),
+    /// The first epoch: the cluster is founded.
+    Found(Topology),
+}
+
+/// A founder that cannot be one of those to whom this node has pledged itself: nothing is founded with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "founder {founder} comes with another data directory than before, or knows another founder by one: a directory was lost \
+     while the cluster was being founded. Nothing is stored in it yet: empty the data directories of all founders and start them again"
+)]
+pub struct RollConflict {
+    /// Who.
+    pub founder: NodeId,
+}
+
+/// The founding of a cluster, as one founder carries it out; pure.
+///
+/// Every founder tells every other which data directory it has. Who knows all of them pledges itself to that list, durably, and from then on tells
+/// its hash; who knows that all have pledged themselves to the same list has founded, and may vote. So at most one list is ever founded, and a
+/// founder that voted and then lost its directory cannot found again with a new one: at least one other is bound to the old one. (Unanimous
+/// agreement as in two-phase commit, with every founder as coordinator; Gray 1978.) The price: all founders must be up at once, once.
+///
+/// - the owner tells every other founder what [`call`](Self::call) gives, again and again, and reports what they tell with [`hear`](Self::hear)
+/// - after each it asks [`step`](Self::step), makes durable what that gives, and says so with [`stored`](Self::stored)
+#[derive(Debug)]
+pub struct RollCall {
+    me: NodeId,
+    /// Epoch 0, with the data directories that are known.
+    draft: Topology,
+    state: State,
+    /// What the others pledged themselves to, latest first.
+    pledges: BTreeMap<NodeId, Pledge>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Gathering,
+    Pledging,
+    Pledged,
+    Founding,
+}
+
+impl RollCall {
+    /// A founder `me` with the data directory `data`, and the draft of the first epoch: as every founder computes it, or, if it pledged itself in an
+    /// earlier life, as it was stored then.
+    pub fn new(me: NodeId, data: DataId, mut draft: Topology) -> Self {
+        let is_pledged = draft.members.iter().all(|m| m.data != DataId::UNKNOWN);
+        let own = draft.members.iter_mut().find(|m| m.id == me);
+        if let (Some(own), false) = (own, is_pledged) {
+            own.data = data;
+        }
+        let state = if is_pledged { State::Pledged } else { State::Gathering };
+        Self { me, draft, state, pledges: BTreeMap::new() }
+    }
+
+    /// What every other founder is to be told: this one's data directory and pledge.
+    pub fn call(&self) -> (DataId, Pledge) {
+        let data = self.draft.member(self.me).map_or(DataId::UNKNOWN, |own| own.data);
+        let pledge = match self.state {
+            State::Gathering | State::Pledging => NO_PLEDGE,
+            State::Pledged | State::Founding => pledge_of(&self.draft),
+        };
+        (data, pledge)
+    }
+
+    /// Takes what another founder tells. Whoever is no founder is ignored.
+    pub fn hear(&mut self, from: NodeId, data: DataId, pledge: Pledge) -> Result<(), RollConflict> {
+        if from == self.me || data == DataId::UNKNOWN {
+            return Ok(());
+        }
+        let gathering = self.state == State::Gathering;
+        let Some(founder) = self.draft.members.iter_mut().find(|m| m.id == from) else { return Ok(()) };
+        if gathering {
+            // Until it has pledged itself, a founder that begins anew is welcome.
+            founder.data = data;
+        } else if founder.data != data || pledge != NO_PLEDGE && pledge != pledge_of(&self.draft) {
+            return Err(RollConflict { founder: from });
+        }
+        self.pledges.insert(from, pledge);
+        Ok(())
+    }
+
+    /// What is to be made durable now.
+    pub fn step(&mut self) -> Option<RollStep> {
+        match self.state {
+            State::Gathering if self.draft.members.iter().all(|m| m.data != DataId::UNKNOWN) => {
+                self.state = State::Pledging;
+                Some(RollStep::Pledge(self.draft.clone()))
+            }
+            State::Pledged if self.waits_for().is_empty() => {
+                self.state = State::Founding;
+                Some(RollStep::Found(Topology { epoch: Epoch(1), ..self.draft.clone() }))
+            }
+            _ => None,
+        }
+    }
+
+    /// The pledge is durable.
+    pub fn stored(&mut self) {
+        if self.state == State::Pledging {
+            self.state = State::Pledged;
+        }
+    }
+
+    /// The founders that were not heard of yet, or, once all were, those that did not pledge themselves to the same list.
+    pub fn waits_for(&self) -> Vec<NodeId> {
+        let others = self.draft.members.iter().filter(|m| m.id != self.me);
+        let pledge = pledge_of(&self.draft);
+        let misses = |id: &NodeId, data: DataId| match self.state {
+            State::Gathering => data == DataId::UNKNOWN,
+            _ => self.pledges.get(id) != Some(&pledge),
+        };
+        others.filter(|m| misses(&m.id, m.data)).map(|m| m.id).collect()
+    }
+}
+
+fn pledge_of(draft: &Topology) -> Pledge {
+    let mut hasher = blake3::Hasher::new_derive_key("dunlin pledge 1");
+    hasher.update(&draft.cluster.0.to_le_bytes());
+    for member in &draft.members {
+        hasher.update(&member.id.0.to_le_bytes()).update(&member.data.0.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::founding::tests::founders;
+    use proptest::prelude::*;
+
+    /// What a founder has on its disk, and runs.
+    struct Host {
+        data: DataId,
+        stored: Option<Topology>,
+        roll: RollCall,
+        /// What it wants durable, and is not yet.
+        wants: Option<RollStep>,
+    }
+
+    struct World {
+        hosts: Vec<Host>,
+        directories: u128,
+        /// All that was ever founded, by whom and with which directory.
+        founded: Vec<(usize, DataId, Topology)>,
+    }
+
+    fn draft(count: usize) -> Topology {
+        let mut draft = founders("roll", count as u64).draft(3).expect("drafted");
+        draft.members.iter_mut().for_each(|m| m.data = DataId::UNKNOWN);
+        draft
+    }
+
+    impl World {
+        fn new(count: usize) -> Self {
+            let host = |i: usize| {
+                let data = DataId(i as u128 + 1);
+                let roll = RollCall::new(NodeId(i as u64 + 1), data, draft(count));
+                Host { data, stored: None, roll, wants: None }
+            };
+            Self { hosts: (0..count).map(host).collect(), directories: count as u128, founded: Vec::new() }
+        }
+
+        fn ask_step(&mut self, at: usize) {
+            let host = &mut self.hosts[at];
+            if host.wants.is_none() {
+                host.wants = host.roll.step();
+            }
+        }
+
+        /// One founder calls another, which may have founded already.
+        fn call(&mut self, from: usize, to: usize) {
+            let (data, pledge) = self.hosts[from].roll.call();
+            // A conflict is for the operator: nothing changes.
+            let _ = self.hosts[to].roll.hear(NodeId(from as u64 + 1), data, pledge);
+            self.ask_step(to);
+        }
+
+        fn store(&mut self, at: usize) {
+            let host = &mut self.hosts[at];
+            match host.wants.take() {
+                Some(RollStep::Pledge(topology)) => {
+                    host.stored = Some(topology);
+                    host.roll.stored();
+                }
+                Some(RollStep::Found(topology)) => {
+                    self.founded.push((at, host.data, topology.clone()));
+                    host.stored = Some(topology);
+                }
+                None => {}
+            }
+            self.ask_step(at);
+        }
+
+        fn restart(&mut self, at: usize, wiped: bool) {
+            let count = self.hosts.len();
+            let host = &mut self.hosts[at];
+            host.wants = None;
+            if wiped {
+                self.directories += 1;
+                host.data = DataId(self.directories);
+                host.stored = None;
+            }
+            let draft = match &host.stored {
+                Some(topology) => Topology { epoch: Epoch(0), ..topology.clone() },
+                None => draft(count),
+            };
+            host.roll = RollCall::new(NodeId(at as u64 + 1), host.data, draft);
+        }
+    }
+
+    #[test]
+    fn founders_that_are_all_there_found() {
+        let mut world = World::new(3);
+        assert_eq!(world.hosts[0].roll.waits_for(), [NodeId(2), NodeId(3)]);
+        for _ in 0..4 {
+            (0..3).flat_map(|a| (0..3).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
+            (0..3).for_each(|at| world.store(at));
+        }
+        assert_eq!(world.founded.len(), 3);
+        assert!(world.founded.iter().all(|(_, _, t)| *t == world.founded[0].2 && t.is_founded()));
+        world.founded[0].2.validate().expect("valid");
+    }
+
+    #[test]
+    fn one_founder_alone() {
+        let mut world = World::new(1);
+        world.ask_step(0);
+        world.store(0);
+        world.store(0);
+        assert_eq!(world.founded.len(), 1);
+    }
+
+    #[test]
+    fn a_directory_lost_behind_the_pledge_is_told() {
+        let mut world = World::new(2);
+        world.call(1, 0);
+        world.store(0);
+        world.restart(1, true);
+        let (data, pledge) = world.hosts[1].roll.call();
+        assert_eq!(world.hosts[0].roll.hear(NodeId(2), data, pledge), Err(RollConflict { founder: NodeId(2) }));
+        // But one lost before it is nothing.
+        let mut world = World::new(3);
+        world.call(1, 0);
+        world.restart(1, true);
+        let (data, pledge) = world.hosts[1].roll.call();
+        assert_eq!(world.hosts[0].roll.hear(NodeId(2), data, pledge), Ok(()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        /// Whatever is lost, and however often: while one directory of those that founded is left, nobody founds with another list.
+        #[test]
+        fn at_most_one_list_is_founded(
+            count in 1usize..5,
+            happenings in prop::collection::vec((0u8..12, 0usize..5, 0usize..5), 0..120),
+        ) {
+            let mut world = World::new(count);
+            (0..count).for_each(|at| world.ask_step(at));
+            for (kind, a, b) in happenings {
+                let (a, b) = (a % count, b % count);
+                match kind {
+                    0..7 => world.call(a, b),
+                    7..10 => world.store(a),
+                    10 => world.restart(a, false),
+                    _ => world.restart(a, true),
+                }
+                let voters = |t: &Topology| t.members.iter().map(|m| m.data).collect::<Vec<_>>();
+                for (_, _, one) in &world.founded {
+                    for (_, _, other) in &world.founded {
+                        let same = voters(one) == voters(other);
+                        // Two lists share no directory: all of the earlier cluster was lost before.
+                        let apart = voters(one).iter().all(|data| !voters(other).contains(data));
+                        prop_assert!(same || apart);
+                    }
+                }
+                for (_, data, topology) in &world.founded {
+                    prop_assert!(voters(topology).contains(data));
+                }
+            }
+        }
+    }
+}
