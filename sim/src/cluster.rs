@@ -9,7 +9,9 @@ use bytes::{Bytes, BytesMut};
 use dunlin_membership::{Founders, decode_topology};
 use dunlin_node::{CoordinatorConfig, Input, Node, NodeConfig, Outbox, ReplyTo};
 use dunlin_protocol::message::{ClientReply, PeerReply, PeerRequest};
-use dunlin_protocol::{BootNumber, DataId, Member, Millis, NodeId, Now, Partitioning, Stamp, Tick, Times, Topology};
+use dunlin_protocol::{
+    BootNumber, DataId, Member, Millis, NodeId, Now, OpId, Partitioning, Stamp, Tick, Times, Topology,
+};
 use dunlin_storage::{ClockFile, Engine, KeyRef, MemoryDisk, Options, load_blob, store_blob};
 
 use crate::network::ConnectionId;
@@ -303,6 +305,12 @@ pub(crate) fn small_segments() -> Options {
 pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
     let register = engine.entry(key).register;
     register.pending.map_or(register.head(), |(_, held)| held.head).stamp
+}
+
+/// Whether a replica holds the plain record of this operation.
+pub(crate) fn holds_plain(engine: &Engine, key: KeyRef<'_>, op_id: OpId) -> bool {
+    let register = engine.entry(key).register;
+    register.ballot.is_zero() && register.head().op_id == op_id
 }
 
 /// How many replicas a key has.

@@ -10,12 +10,12 @@ use dunlin_node::{Input, ReplyTo};
 use dunlin_protocol::frame::{Frame, read_frame};
 use dunlin_protocol::message::{ClientReply, ClientRequest, Opcode, PeerReply, PeerRequest};
 use dunlin_protocol::register::RegisterRequest;
-use dunlin_protocol::{Key, KeyspaceId, NodeId, Stamp, Tick};
-use dunlin_storage::KeyRef;
+use dunlin_protocol::{Key, KeyspaceId, NodeId, OpId, Stamp, Status, Tick};
+use dunlin_storage::{Engine, KeyRef};
 
 use crate::agenda::{Agenda, Event};
 use crate::client::{Around, Client, Finished};
-use crate::cluster::{After, Host, REPLICAS, Said, founding, held};
+use crate::cluster::{After, Host, REPLICAS, Said, founding, held, holds_plain};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::network::{ConnectionId, End, Network, Traffic, other};
 use crate::random::Random;
@@ -140,7 +140,7 @@ impl World {
     }
 
     fn report(self) -> Run {
-        let replicas = self.keys.iter().map(|key| self.replicas_of(key)).collect();
+        let replicas = self.keys.iter().map(|key| self.replicas_of(key, held)).collect();
         let hits = |fault: usize| self.network.hits(fault);
         let faults = self.faults.iter().cloned().enumerate().map(|(i, fault)| (fault, hits(i))).collect();
         Run {
@@ -157,17 +157,30 @@ impl World {
         }
     }
 
-    fn replicas_of(&self, key: &Key) -> Vec<(NodeId, Stamp)> {
+    /// What each replica of a key has of it; of one that is down, what there is by default.
+    fn replicas_of<T: Default>(&self, key: &Key, look: impl Fn(&Engine, KeyRef<'_>) -> T) -> Vec<(NodeId, T)> {
         let partition = self.placement.partition_of(KeyspaceId::DEFAULT, key);
         let list =
             self.placement.preference_list(KeyspaceId::DEFAULT, partition).expect("the default keyspace is there");
         assert_eq!(list.nodes.len(), usize::from(REPLICAS), "every key has its replicas");
         let at = KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key: key.as_bytes() };
-        let stamp = |node: &NodeId| {
+        let seen = |node: &NodeId| {
             let engine = self.hosts[node.0 as usize - 1].engine();
-            engine.map_or(Stamp::ZERO, |engine| held(engine, at))
+            engine.map_or_else(T::default, |engine| look(engine, at))
         };
-        list.nodes.iter().map(|node| (*node, stamp(node))).collect()
+        list.nodes.iter().map(|node| (*node, seen(node))).collect()
+    }
+
+    /// What lies at a majority cannot be decided against (1.8): whoever decides meets it. So what a read below the majority may still show of it
+    /// lies at fewer.
+    fn check_not_applied(&mut self, key: usize, op_id: OpId) {
+        let holders = self.replicas_of(&self.keys[key], |engine, at| holds_plain(engine, at, op_id));
+        if holders.iter().filter(|(_, holds)| *holds).count() > holders.len() / 2 {
+            let at = seconds(self.agenda.now());
+            self.mishaps.push(format!(
+                "{at:.3} s: operation {op_id} on key {key} lies at a majority and is told not to be applied"
+            ));
+        }
     }
 
     fn happen(&mut self, event: Event) {
@@ -226,10 +239,17 @@ impl World {
             finished: &mut self.finished,
         };
         act(&mut self.clients[client], &mut around);
+        let mut not_applied = Vec::new();
         for finished in &self.finished[before..] {
             let status = finished.asked.as_ref().map_or(finished.outcome.status, |(_, asked)| asked.status);
             let numbers = [finished.client as u64, finished.intent.key as u64, u64::from(u16::from(status))];
             self.trace.add(self.agenda.now(), "finished", &numbers, || format!("{finished:?}"));
+            if status == Status::NotApplied {
+                not_applied.push((finished.intent.key, finished.op_id));
+            }
+        }
+        for (key, op_id) in not_applied {
+            self.check_not_applied(key, op_id);
         }
     }
 

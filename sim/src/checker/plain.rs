@@ -38,7 +38,7 @@ fn what_is_read_was_written(key: u32, events: &[Event]) -> Result<(), Box<Violat
             Call::Cas { new, .. } => new == Some(value),
             _ => false,
         };
-        // What an outcome query decided against may still lie at a replica that did not hear of it; below the majority it may be read there.
+        // What an outcome query decided against may still lie at fewer than a majority (the world checks that), and be read there.
         let was_decided_against = |e: &Event| events.iter().any(|q| q.call == Call::Outcome && q.op_id == e.op_id);
         let may_be_seen = |e: &Event| !e.is_failed() || read.promise == Promise::Weak && was_decided_against(e);
         if !events.iter().filter(writes).any(|e| e.invoked_at <= at && may_be_seen(e)) {
