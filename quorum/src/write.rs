@@ -1,6 +1,7 @@
 //! `Write`: a plain write at a level (PROTOCOL.md 1.4).
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use dunlin_protocol::register::{RegisterReply, RegisterRequest};
 use dunlin_protocol::{Answer, Level, Quorums, Record, ReplicaSet, Stamp, Status, Tick};
@@ -18,8 +19,11 @@ pub enum WriteEnding {
         /// How many replicas confirmed.
         got: u8,
     },
-    /// The key is serial: carry on as an unconditional serial write under the same op id, marked as tried.
-    GoSerial,
+    /// The key is serial: carry on as an unconditional serial write under the same op id.
+    GoSerial {
+        /// Whether some replica stored the record or may have: then the serial write is marked as tried (1.4).
+        tried: bool,
+    },
     /// Too few replicas are alive, or the level asks for more than there are: nothing was sent.
     Unavailable {
         /// Needed by the level.
@@ -63,8 +67,12 @@ pub struct Write {
     serial: ReplicaSet,
     /// Will not confirm for another reason.
     failed: ReplicaSet,
-    /// Whether one of those that failed may have stored it.
+    /// Whether a replica stored it, or failed and may have.
     may_be_stored: bool,
+    /// How long replicas are waited for whose answer only says whether the write was tried.
+    patience: Duration,
+    /// When that wait is over.
+    hurry_at: Option<Tick>,
     status: Option<Status>,
     ended: bool,
     effects: VecDeque<WriteEffect>,
@@ -92,10 +100,18 @@ impl Write {
             serial: ReplicaSet::EMPTY,
             failed: ReplicaSet::EMPTY,
             may_be_stored: false,
+            patience: Duration::from_millis(20),
+            hurry_at: None,
             status: None,
             ended: false,
             effects: VecDeque::new(),
         }
+    }
+
+    /// When the key turns out to be serial, those that have not answered by then are waited for so long: a write that nobody stored is not in doubt.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Sends it to all replicas, also to those thought dead, or ends it as unavailable.
@@ -113,12 +129,14 @@ impl Write {
     }
 
     /// Takes a replica's answer. Later ones of the same replica are ignored.
-    pub fn handle(&mut self, _now: Tick, replica: usize, answer: Answer) {
+    pub fn handle(&mut self, now: Tick, replica: usize, answer: Answer) {
         if !self.unanswered().contains(replica) {
             return;
         }
         match answer {
             Answer::Reply(RegisterReply::Written { stamp }) if stamp >= self.record.stamp => {
+                // What was superseded already when it came was not stored.
+                self.may_be_stored |= stamp == self.record.stamp;
                 self.confirmed.insert(replica);
             }
             Answer::Reply(RegisterReply::Refused { .. }) => {
@@ -130,12 +148,15 @@ impl Write {
             Answer::Lost => self.fail(replica, None, true),
         }
         if !self.ended {
-            self.judge();
+            self.judge(now);
         }
     }
 
     /// To be called when [`poll_timeout`](Self::poll_timeout) has come.
     pub fn handle_timeout(&mut self, now: Tick) {
+        if self.hurry_at.is_some_and(|at| at <= now) && !self.ended {
+            self.finish(WriteEnding::GoSerial { tried: true });
+        }
         if now < self.deadline {
             return;
         }
@@ -157,7 +178,8 @@ impl Write {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due; none: it is done.
     pub fn poll_timeout(&self) -> Option<Tick> {
-        (!self.is_over()).then_some(self.deadline)
+        let hurry_at = self.hurry_at.filter(|_| !self.ended);
+        (!self.is_over()).then_some(hurry_at.map_or(self.deadline, |at| at.min(self.deadline)))
     }
 
     /// Whether nothing more will come of it.
@@ -193,11 +215,11 @@ impl Write {
         }
     }
 
-    fn judge(&mut self) {
+    fn judge(&mut self, now: Tick) {
         let refused = !self.serial.is_empty();
         if refused && !self.need.is_quorum() {
             // Below the majority nobody else may confirm what a serial key has to decide.
-            return self.finish(WriteEnding::GoSerial);
+            return self.go_serial(now);
         }
         if self.need.is_met(self.confirmed) {
             return self.finish(WriteEnding::Written { version: self.record.stamp, got: self.got() });
@@ -206,12 +228,21 @@ impl Write {
             return;
         }
         if refused {
-            return self.finish(WriteEnding::GoSerial);
+            return self.go_serial(now);
         }
         // As long as nobody can have stored it, those that have not answered decide whether the failure is definite.
         if self.is_indefinite() || self.unanswered().is_empty() {
             self.give_up();
         }
+    }
+
+    /// As long as nobody stored it, those that have not answered decide whether it was tried.
+    fn go_serial(&mut self, now: Tick) {
+        let tried = self.resend || self.may_be_stored;
+        if tried || self.unanswered().is_empty() {
+            return self.finish(WriteEnding::GoSerial { tried });
+        }
+        self.hurry_at.get_or_insert(now + self.patience);
     }
 
     fn is_indefinite(&self) -> bool {

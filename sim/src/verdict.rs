@@ -220,7 +220,39 @@ fn liveliness(run: &Run, counts: &Counts, fail: &mut impl FnMut(String)) {
 pub(crate) fn history_of(finished: &[Finished]) -> History {
     let mut events: Vec<Event> = finished.iter().flat_map(|f| [Some(event_of(f)), query_of(f)]).flatten().collect();
     events.sort_by_key(|event| (event.invoked_at, event.client));
+    for unnamed in 0..events.len() {
+        if let Some(version) = name_of(unnamed, &events) {
+            events[unnamed].op_id = version;
+        }
+    }
     events.into_iter().collect()
+}
+
+/// What stands for an operation id that the coordinator drew and nobody was told.
+const UNNAMED: OpId = Stamp::from_bits(1);
+
+/// A plain write whose id nobody was told goes by it all the same: by the version at which somebody read what it wrote, if that is no other's.
+fn name_of(unnamed: usize, events: &[Event]) -> Option<OpId> {
+    let event = &events[unnamed];
+    let written = match event.call {
+        Call::Put(value) => Some(value),
+        Call::Delete => None,
+        _ => return None,
+    };
+    if event.op_id != UNNAMED {
+        return None;
+    }
+    let of_key = || events.iter().filter(|e| e.key == event.key);
+    let is_named = |version: Stamp| {
+        let writes =
+            |e: &Event| matches!(e.reply(), Some((_, reply @ Reply::Written { .. })) if reply.version() == version);
+        of_key().any(|e| e.call.is_write() && (e.op_id == version || writes(e)))
+    };
+    let read = |e: &Event| match e.reply() {
+        Some((at, Reply::Read { value, version })) if value == written && at >= event.invoked_at => Some(version),
+        _ => None,
+    };
+    of_key().filter_map(read).filter(|version| !version.is_zero() && !is_named(*version)).min()
 }
 
 /// An outcome query is an operation of its own: it may give the key another version.
@@ -263,7 +295,7 @@ fn event_of(finished: &Finished) -> Event {
 /// An id that the coordinator drew is known to the client only as the version that a plain write got.
 fn op_id_of(finished: &Finished) -> OpId {
     match finished.op_id.is_zero() {
-        true => finished.outcome.version.max(Stamp::from_bits(1)),
+        true => finished.outcome.version.max(UNNAMED),
         false => finished.op_id,
     }
 }

@@ -15,8 +15,10 @@ use dunlin_sim::simulate;
 /// 274, 336: a node whose hybrid clock ran ahead of its physical one refused every attempt, since no ballot fitted into its window. 2694: a mark
 /// taken from a clock that was twenty seconds ahead kept the node from drawing stamps after its next start. 10296: the checker took a weak read
 /// of a write that an outcome query then decided against for a violation. 22229: a client drew all its ids ahead of every clock but one that had
-/// been off for a while. 40531: a client gave a retry up because, by a node's clock as it had been, no window was left.
-const REGRESSION_SEEDS: [u64; 7] = [274, 336, 522, 2694, 10296, 22229, 40531];
+/// been off for a while. 40531: a client gave a retry up because, by a node's clock as it had been, no window was left. 512: the
+/// checker did not know the stamp of a plain delete whose id the coordinator had drawn. 522: a stamp from a clock ahead used up the clock's durable
+/// reserve, and operations failed instead of waiting for it. 856: a plain write that met a serial key was in doubt though nobody had stored it.
+const REGRESSION_SEEDS: [u64; 9] = [274, 336, 512, 522, 856, 2694, 10296, 22229, 40531];
 
 #[test]
 fn seeds_pass() {

@@ -267,8 +267,8 @@ impl Coordinator {
     fn end(&mut self, number: u64, ending: Ending, below: &mut Below<'_>) {
         let Some(flight) = self.flights.get_mut(&number) else { return };
         match ending {
-            Ending::Write(WriteEnding::GoSerial) => {
-                flight.machine = Machine::Queued { tried: true };
+            Ending::Write(WriteEnding::GoSerial { tried }) => {
+                flight.machine = Machine::Queued { tried };
                 self.enter_queue(number, below);
             }
             Ending::Read(ReadEnding::GoSerial) => {
@@ -414,7 +414,9 @@ fn plain_machine(operation: &Operation, list: &PreferenceList, deadline: Tick, b
     match &operation.action {
         Action::Write { mutation, .. } => {
             let record = plain_record(operation.op_id, mutation)?;
-            let mut write = Write::new(quorums, replicas, alive, level, record, operation.tried, deadline);
+            let patience = below.peers.speculate_after(list, &below.peers.order(list), replicas);
+            let mut write =
+                Write::new(quorums, replicas, alive, level, record, operation.tried, deadline).with_patience(patience);
             write.start(below.now.tick);
             Some(Machine::Write(write))
         }

@@ -34,7 +34,7 @@ pub(super) fn of_write(ending: WriteEnding) -> Outcome {
         WriteEnding::Unavailable { need, alive } => unavailable(need.into(), alive.into()),
         WriteEnding::Timeout { need, got } => timeout(need.into(), got.into()),
         WriteEnding::Failed { status, need, got, indefinite } => failed(status, need.into(), got.into(), indefinite),
-        WriteEnding::GoSerial => unreachable!("a write that goes on serially has not ended"),
+        WriteEnding::GoSerial { .. } => unreachable!("a write that goes on serially has not ended"),
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) struct Counts {
     pub(super) lineage_forgot: u64,
     pub(super) plain: u64,
     pub(super) fell_back: u64,
+    pub(super) fell_back_untried: u64,
     pub(super) expired: u64,
 }
 
@@ -28,6 +29,7 @@ impl Counts {
         self.lineage_forgot += other.lineage_forgot;
         self.plain += other.plain;
         self.fell_back += other.fell_back;
+        self.fell_back_untried += other.fell_back_untried;
         self.expired += other.expired;
     }
 }

@@ -83,7 +83,7 @@ struct Machine {
 
 #[derive(Debug)]
 enum Work {
-    Plain { record: Record, yes: ReplicaSet, no: ReplicaSet, give_up_at: Tick },
+    Plain { record: Record, yes: ReplicaSet, no: ReplicaSet, may_be_stored: bool, give_up_at: Tick },
     Serial(Box<Proposer>),
 }
 
@@ -325,7 +325,7 @@ impl World {
         let Some(at) = self.timeout(machine) else { return };
         self.tick = self.tick.max(at);
         match &self.machines[machine].work {
-            Some(Work::Plain { .. }) => self.fall_back(machine),
+            Some(Work::Plain { .. }) => self.fall_back(machine, true),
             _ => self.drive(machine, |proposer, cx| proposer.handle_timeout(cx)),
         }
     }
@@ -346,15 +346,16 @@ impl World {
         }
         let give_up_at = self.tick + self.config.round_timeout;
         let (yes, no) = (ReplicaSet::EMPTY, ReplicaSet::EMPTY);
-        self.machines[machine].work = Some(Work::Plain { record, yes, no, give_up_at });
+        self.machines[machine].work = Some(Work::Plain { record, yes, no, may_be_stored: false, give_up_at });
     }
 
     /// 1.4: the plain write goes on as a serial one.
-    fn fall_back(&mut self, machine: usize) {
+    fn fall_back(&mut self, machine: usize, tried: bool) {
         self.counts.fell_back += 1;
         let limit = self.operations[self.machines[machine].operation].limit;
         let deadline = self.tick + Duration::from_secs(1);
-        self.propose(machine, true, Window { floor: 0, limit }, deadline);
+        self.counts.fell_back_untried += u64::from(!tried);
+        self.propose(machine, tried, Window { floor: 0, limit }, deadline);
     }
 
     fn propose(&mut self, machine: usize, tried: bool, window: Window, deadline: Tick) {
@@ -398,12 +399,19 @@ impl World {
     }
 
     fn answer(&mut self, machine: usize, replica: usize, round: u32, answer: Answer) {
-        let Some(Work::Plain { record, yes, no, .. }) = &mut self.machines[machine].work else {
+        let Some(Work::Plain { record, yes, no, may_be_stored, .. }) = &mut self.machines[machine].work else {
             return self.drive(machine, |proposer, cx| proposer.handle(cx, replica, round, answer));
         };
         match answer {
-            Answer::Reply(RegisterReply::Written { .. }) => yes.insert(replica),
-            _ => no.insert(replica),
+            Answer::Reply(RegisterReply::Written { stamp }) => {
+                *may_be_stored |= stamp == record.stamp;
+                yes.insert(replica)
+            }
+            Answer::Reply(RegisterReply::Refused { .. }) => no.insert(replica),
+            _ => {
+                *may_be_stored = true;
+                no.insert(replica)
+            }
         };
         let quorums = Quorums::majority(self.network.replicas());
         if quorums.is_quorum(*yes) {
@@ -412,7 +420,12 @@ impl World {
             self.counts.plain += 1;
             self.end(machine, Ending::Applied { version, number: None, expires_at }, true);
         } else if !quorums.is_possible(*no) {
-            self.fall_back(machine);
+            let all_answered = yes.len() + no.len() == self.network.replicas();
+            // Who waits for the last answer may learn that nobody stored it.
+            let tried = *may_be_stored || !all_answered;
+            if !tried || all_answered || self.random.percent(50) {
+                self.fall_back(machine, tried);
+            }
         }
     }
 

@@ -19,8 +19,9 @@ fn every_schedule_is_linearizable() {
     }
     println!("{counts:?}");
     let Counts { answered, conditions_failed, unknown, void, retried, .. } = counts;
-    let Counts { not_applied, queried_applied, lineage_forgot, plain, fell_back, expired, .. } = counts;
-    let rare = [void, not_applied, queried_applied, lineage_forgot, expired];
+    let Counts { not_applied, queried_applied, lineage_forgot, plain, fell_back, fell_back_untried, expired, .. } =
+        counts;
+    let rare = [void, not_applied, queried_applied, lineage_forgot, expired, fell_back_untried];
     let common = [answered, conditions_failed, unknown, retried, plain, fell_back];
     assert!(rare.iter().all(|&count| count > 10) && common.iter().all(|&count| count > 200), "{counts:?}");
 }

@@ -10,6 +10,7 @@ use dunlin_protocol::register::{
 use dunlin_protocol::{Ballot, Content, Millis, OpId, Record, ReplicaSet, Stamp, Tick, Times};
 
 pub(crate) const SPECULATE_AFTER: Duration = Duration::from_nanos(20);
+pub(crate) const PATIENCE: Duration = Duration::from_nanos(30);
 pub(crate) const DEADLINE: Tick = Tick(1000);
 
 pub(crate) fn stamp(n: u64) -> Stamp {
@@ -44,6 +45,10 @@ impl Cluster {
             to.iter().for_each(|replica| drop(cluster.handle(*replica, request)));
         }
         cluster
+    }
+
+    pub(crate) fn was_stored(&self, stamp: Stamp) -> bool {
+        self.records.iter().any(|r| r.stamp == stamp)
     }
 
     /// A full record that some replica ever stored.

@@ -9,7 +9,7 @@ use dunlin_quorum::{Read, ReadEffect, ReadEnding, Write, WriteEffect, WriteEndin
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::cluster::{Cluster, SPECULATE_AFTER, of, record};
+use crate::cluster::{Cluster, PATIENCE, SPECULATE_AFTER, of, record};
 use crate::proposer::Proposer;
 
 enum Machine {
@@ -50,6 +50,7 @@ struct Counts {
     write_backs: u32,
     installs: u32,
     serial_writes: u32,
+    untried: u32,
     serial_reads: u32,
     chosen: u32,
     timeouts: u32,
@@ -72,6 +73,8 @@ struct Model<'a> {
     /// For each record that was proposed: the plain record below it.
     bases: BTreeMap<Stamp, Stamp>,
     facts: Vec<Fact>,
+    /// Plain records that nobody stores, by what their writes said.
+    untried: Vec<Stamp>,
     counts: &'a mut Counts,
 }
 
@@ -96,6 +99,7 @@ impl<'a> Model<'a> {
             loss: [2, 8, 25, 45][(seed / 108 % 4) as usize],
             bases: BTreeMap::new(),
             facts: Vec::new(),
+            untried: Vec::new(),
             counts,
         }
     }
@@ -142,7 +146,8 @@ impl<'a> Model<'a> {
                 let skew = self.random.random_range(0..60);
                 let record = record(self.draw(skew));
                 let resend = self.chance(10);
-                let mut write = Write::new(self.quorums, self.replicas(), all, level, record.clone(), resend, deadline);
+                let mut write = Write::new(self.quorums, self.replicas(), all, level, record.clone(), resend, deadline)
+                    .with_patience(PATIENCE);
                 write.start(Tick(self.now));
                 Machine::Write { machine: write, record }
             }
@@ -215,8 +220,12 @@ impl<'a> Model<'a> {
                     self.counts.written_low += 1;
                 }
             }
-            WriteEnding::GoSerial => {
+            WriteEnding::GoSerial { tried } => {
                 self.counts.serial_writes += 1;
+                if !tried {
+                    self.counts.untried += 1;
+                    self.untried.push(record.stamp);
+                }
                 self.begin_serial(*started, Some(record.clone()));
             }
             WriteEnding::Timeout { .. } => self.counts.timeouts += 1,
@@ -384,6 +393,7 @@ impl<'a> Model<'a> {
         }
         self.now += 1000;
         self.time_out();
+        assert!(!self.untried.iter().any(|stamp| self.cluster.was_stored(*stamp)), "seed {}", self.seed);
         let unfinished = self.flights.iter().filter(|flight| match &flight.machine {
             Machine::Write { machine, .. } => !machine.is_done(),
             Machine::Read(machine) => !machine.is_done(),
@@ -414,10 +424,10 @@ fn quorum_reads_never_go_back_and_show_what_was_acknowledged() {
         Model::new(seed, &mut counts).run();
     }
     let Counts { written, written_low, found, found_low, found_serial, low_beside_pending, .. } = counts;
-    let Counts { write_backs, installs, serial_writes, serial_reads, chosen, timeouts, failed, .. } = counts;
+    let Counts { write_backs, installs, serial_writes, untried, serial_reads, chosen, timeouts, failed, .. } = counts;
     for count in [written, written_low, found, found_low, found_serial, low_beside_pending, write_backs]
         .into_iter()
-        .chain([installs, serial_writes, serial_reads, chosen, timeouts, failed])
+        .chain([installs, serial_writes, untried, serial_reads, chosen, timeouts, failed])
     {
         assert!(count >= 100, "too little happened: {counts:?}");
     }

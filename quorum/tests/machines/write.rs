@@ -2,7 +2,7 @@ use dunlin_protocol::register::{RegisterReply, RegisterRequest};
 use dunlin_protocol::{Answer, Level, Quorums, ReplicaSet, Stamp, Status, Tick};
 use dunlin_quorum::{Write, WriteEffect, WriteEnding};
 
-use crate::cluster::{DEADLINE, of, record, stamp};
+use crate::cluster::{DEADLINE, PATIENCE, of, record, stamp};
 
 /// What a replica does.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,8 @@ impl Does {
 
 fn write(quorums: Quorums, replicas: usize, alive: ReplicaSet, level: &str, resend: bool) -> Write {
     let level: Level = level.parse().expect(level);
-    let mut write = Write::new(quorums, replicas, alive, level, record(stamp(5)), resend, DEADLINE);
+    let mut write =
+        Write::new(quorums, replicas, alive, level, record(stamp(5)), resend, DEADLINE).with_patience(PATIENCE);
     write.start(Tick(0));
     write
 }
@@ -72,7 +73,7 @@ fn check_attempt(
     assert_eq!(drain(&mut write), ((0..replicas).collect(), None));
     let mut ended = None;
     for (i, (replica, does)) in answers.iter().enumerate() {
-        assert_eq!(write.poll_timeout(), Some(DEADLINE));
+        assert!([Some(DEADLINE), Some(Tick(1) + PATIENCE)].contains(&write.poll_timeout()));
         write.handle(Tick(1), *replica, does.answer());
         write.handle(Tick(1), *replica, Confirm.answer());
         if let (_, Some(ending)) = drain(&mut write) {
@@ -111,13 +112,20 @@ fn confirmed_as_often_as_the_level_needs() {
 #[test]
 fn serial_keys_go_on_serially() {
     // Below the majority at the first refusal, above it when the level is out of reach.
-    check(3, "one", &[(2, Serial), (1, Confirm)], 1, WriteEnding::GoSerial);
+    let go = |tried| WriteEnding::GoSerial { tried };
+    check(3, "one", &[(2, Serial), (1, Confirm)], 2, go(true));
     check(3, "one", &[(1, Confirm), (2, Serial)], 1, written(1));
-    check(5, "two", &[(1, Confirm), (2, Serial), (3, Confirm)], 2, WriteEnding::GoSerial);
+    check(5, "two", &[(1, Confirm), (2, Serial), (3, Confirm)], 2, go(true));
     check(3, "quorum", &[(1, Serial), (2, Confirm), (0, Confirm)], 3, written(2));
-    check(3, "quorum", &[(1, Serial), (2, Confirm), (0, Serial)], 3, WriteEnding::GoSerial);
-    check(3, "quorum", &[(1, Refuse(Status::DiskFull)), (2, Serial)], 2, WriteEnding::GoSerial);
-    check(3, "all", &[(1, Confirm), (2, Serial)], 2, WriteEnding::GoSerial);
+    check(3, "quorum", &[(1, Serial), (2, Confirm), (0, Serial)], 3, go(true));
+    check(3, "quorum", &[(1, Refuse(Status::DiskFull)), (2, Serial)], 3, go(true));
+    check(3, "all", &[(1, Confirm), (2, Serial)], 2, go(true));
+    // Who has not answered by then is waited for a while: what nobody stored was not tried.
+    check(3, "quorum", &[(1, Serial), (2, Serial), (0, Serial)], 3, go(false));
+    check(3, "quorum", &[(1, Serial), (2, Serial), (0, ConfirmHigher)], 3, go(false));
+    check(3, "quorum", &[(1, Serial), (2, Serial), (0, Lose)], 3, go(true));
+    check(3, "one", &[(2, Serial), (1, NotSent), (0, Refuse(Status::DiskFull))], 3, go(false));
+    check(3, "one", &[(2, Serial), (1, Serial)], 3, go(true));
     check(3, "quorum", &[(1, Lose), (2, NotSent), (0, Confirm)], 2, failed(Status::Unavailable, 2, 0, true));
 }
 
