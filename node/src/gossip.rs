@@ -23,6 +23,10 @@ const ROUND: Duration = Duration::from_secs(1);
 /// The same while the clock is not confirmed.
 const EAGER_ROUND: Duration = Duration::from_millis(100);
 
+/// A clock that no majority confirms is warned of after this, and then so often.
+const WARN_AFTER: Duration = Duration::from_secs(5);
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 pub(crate) struct Gossip {
     me: NodeId,
     data: DataId,
@@ -37,6 +41,8 @@ pub(crate) struct Gossip {
     /// The cluster knows this node by another data directory.
     disowned: bool,
     next_round: Tick,
+    /// When an unconfirmed clock is next worth a warning.
+    warn_at: Tick,
     turn: usize,
     asked: BTreeMap<u64, (NodeId, Tick)>,
     newest: u64,
@@ -69,6 +75,7 @@ impl Gossip {
             storing: None,
             disowned: false,
             next_round: Tick(0),
+            warn_at: Tick(0) + WARN_AFTER,
             turn: 0,
             asked: BTreeMap::new(),
             newest: OURS,
@@ -180,6 +187,7 @@ impl Gossip {
     pub(crate) fn handle_timeout(&mut self, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
         self.swim.handle_timeout(now.tick);
         if now.tick >= self.next_round {
+            self.warn_of_clock(now);
             let settled = self.timekeeper.confirmed() && self.is_founded();
             self.next_round = now.tick + if settled { ROUND } else { EAGER_ROUND };
             self.asked.retain(|_, (_, at)| now.tick.since(*at) < ROUND * 5);
@@ -193,6 +201,20 @@ impl Gossip {
             }
         }
         self.flush(now, peers, out);
+    }
+
+    /// An unconfirmed clock keeps the node from coordinating anything; who looks for the reason finds it in the log.
+    fn warn_of_clock(&mut self, now: Now) {
+        if self.timekeeper.confirmed() {
+            self.warn_at = now.tick + WARN_AFTER;
+        } else if now.tick >= self.warn_at {
+            self.warn_at = now.tick + WARN_EVERY;
+            let offsets = self.timekeeper.offsets();
+            tracing::warn!(
+                ?offsets,
+                "no majority confirms this node's clock, so it coordinates nothing: the offsets are the others' clocks less this one, in ms"
+            );
+        }
     }
 
     /// Answers a peer's push-pull request.

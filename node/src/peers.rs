@@ -78,6 +78,12 @@ impl Peers {
         (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
     }
 
+    /// How long the slowest replica of a list is waited for where its answer is worth a little time.
+    pub(crate) fn patience(&self, list: &PreferenceList) -> Duration {
+        let slowest = list.nodes.iter().filter_map(|node| self.latencies.get(node)).map(Latency::p95).max();
+        (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
+    }
+
     /// The round trip to a majority of the members, as it was estimated last.
     pub(crate) fn quorum_micros(&self) -> u32 {
         self.quorum_micros

@@ -67,6 +67,11 @@ impl Timekeeper {
         agree > self.members / 2
     }
 
+    /// What each peer's clock showed, less ours, in milliseconds.
+    pub(crate) fn offsets(&self) -> &BTreeMap<NodeId, i64> {
+        &self.offsets
+    }
+
     /// The time by which incoming stamps are judged: our clock while it is confirmed, else the last confirmed time carried on by the
     /// monotonic clock.
     pub(crate) fn judging_wall(&self, now: Now) -> Millis {

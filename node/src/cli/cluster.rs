@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dunlin_client::{Client, ClusterStatus, NodeId};
-use dunlin_protocol::{KeyspaceId, Topology};
+use dunlin_protocol::{Keyspace, KeyspaceId, Topology};
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
@@ -20,14 +20,24 @@ pub(crate) async fn status(common: &Common, output: &mut Output) -> Result<(), F
     let asked = with_client(common, async |client| {
         let seen = look(common, client).await?;
         let own = ask_all(client, &seen, PATIENCE.min(common.timeout)).await?;
-        Ok((seen, own))
+        Ok((seen, own, client.topology()))
     });
-    let (seen, own) = asked.await?;
+    let (seen, own, topology) = asked.await?;
     if output.is_json() {
-        return output.object(status_object(&seen, &own));
+        return output.object(status_object(&seen, &own, &topology));
     }
     let rows: Vec<_> = seen.members.iter().map(|member| row(member, own.get(&member.node))).collect();
     output.line(format!("cluster {}, epoch {}, as node {} sees it", seen.cluster, seen.epoch, seen.node))?;
+    let keyspaces = topology.keyspaces.iter().map(|k| {
+        format!(
+            "{} ({} replicas, reads at {}, writes at {})",
+            k.name,
+            replicas(&topology, k),
+            k.read_level,
+            k.write_level
+        )
+    });
+    output.line(format!("keyspaces: {}", keyspaces.collect::<Vec<_>>().join(", ")))?;
     output.table(["NODE", "ADDRESS", "REGION", "ZONE", "STATE", "BOOT", "RTT", "KEYS", "DISK", "SUSPECT"], &rows)
 }
 
@@ -67,7 +77,15 @@ fn row(member: &dunlin_client::NodeSummary, own: Option<&ClusterStatus>) -> [Str
     ]
 }
 
-fn status_object(seen: &ClusterStatus, own: &BTreeMap<NodeId, ClusterStatus>) -> Map<String, Value> {
+fn replicas(topology: &Topology, keyspace: &Keyspace) -> u8 {
+    topology.assignments[usize::from(keyspace.assignment)].replicas
+}
+
+fn status_object(
+    seen: &ClusterStatus,
+    own: &BTreeMap<NodeId, ClusterStatus>,
+    topology: &Topology,
+) -> Map<String, Value> {
     let members = seen.members.iter().map(|member| {
         let own = own.get(&member.node);
         json!({
@@ -90,6 +108,15 @@ fn status_object(seen: &ClusterStatus, own: &BTreeMap<NodeId, ClusterStatus>) ->
     object.insert("epoch".to_owned(), seen.epoch.0.into());
     object.insert("node".to_owned(), seen.node.0.into());
     object.insert("members".to_owned(), members.collect());
+    let keyspaces = topology.keyspaces.iter().map(|k| {
+        json!({
+            "keyspace": k.name,
+            "replicas": replicas(topology, k),
+            "read_level": k.read_level.to_string(),
+            "write_level": k.write_level.to_string(),
+        })
+    });
+    object.insert("keyspaces".to_owned(), keyspaces.collect());
     object
 }
 

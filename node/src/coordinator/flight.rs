@@ -414,7 +414,7 @@ fn plain_machine(operation: &Operation, list: &PreferenceList, deadline: Tick, b
     match &operation.action {
         Action::Write { mutation, .. } => {
             let record = plain_record(operation.op_id, mutation)?;
-            let patience = below.peers.speculate_after(list, &below.peers.order(list), replicas);
+            let patience = below.peers.patience(list);
             let mut write =
                 Write::new(quorums, replicas, alive, level, record, operation.tried, deadline).with_patience(patience);
             write.start(below.now.tick);

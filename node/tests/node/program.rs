@@ -187,9 +187,10 @@ fn the_readmes_session() {
     assert_eq!(home.dunlin("incr n 5").expect(0).text(), "5\n");
     let status = home.dunlin("status").expect(0);
     let lines: Vec<_> = status.text().lines().collect();
-    assert!(lines.len() == 5 && lines[0].ends_with(", epoch 1, as node 1 sees it"), "{lines:?}");
-    assert!(lines[1].starts_with("NODE  ADDRESS") && lines[1].ends_with("SUSPECT"), "{lines:?}");
-    assert!(lines[2..].iter().all(|line| line.contains("  ready  ") && line.ends_with("  0")), "{lines:?}");
+    assert!(lines.len() == 6 && lines[0].ends_with(", epoch 1, as node 1 sees it"), "{lines:?}");
+    assert!(lines[1].contains("default (3 replicas, reads at quorum, writes at quorum)"), "{lines:?}");
+    assert!(lines[2].starts_with("NODE  ADDRESS") && lines[2].ends_with("SUSPECT"), "{lines:?}");
+    assert!(lines[3..].iter().all(|line| line.contains("  ready  ") && line.ends_with("  0")), "{lines:?}");
 
     // What does not work says why, in words and in JSON, and by its exit code.
     let version = home.dunlin("get a --version").expect(0).text().trim().to_owned();
