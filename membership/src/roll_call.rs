@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use dunlin_protocol::{DataId, Epoch, NodeId, Topology};
 
+use crate::topology_codec::encode_topology;
+
 /// The hash of a list of data directories to which a founder pledges itself.
 pub type Pledge = [u8; 32];
 
@@ -20,15 +22,27 @@ pub enum RollStep {
     Found(Topology),
 }
 
-/// A founder that cannot be one of those to whom this node has pledged itself: nothing is founded with it.
+/// Founders that cannot agree: nothing is founded until an operator has mended it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "founder {founder} comes with another data directory than before, or knows another founder by one: a directory was lost \
-     while the cluster was being founded. Nothing is stored in it yet: empty the data directories of all founders and start them again"
-)]
-pub struct RollConflict {
-    /// Who.
-    pub founder: NodeId,
+pub enum RollConflict {
+    /// One of them has another directory than the one for which this node has pledged itself.
+    #[error(
+        "founder {founder} comes with another data directory than before: one was lost, or two processes run under this id. If one was lost, \
+         empty the data directories of all founders, in which nothing is stored yet, and start them again"
+    )]
+    Directory {
+        /// Whose it is.
+        founder: NodeId,
+    },
+    /// One of them has pledged itself to another first epoch.
+    #[error(
+        "founder {founder} is about to found with other settings or other data directories than this node: give all founders the same \
+         [cluster] section (replication, regions, zones, weights), empty their data directories, in which nothing is stored yet, and start them again"
+    )]
+    Pledge {
+        /// Whose it is.
+        founder: NodeId,
+    },
 }
 
 /// The founding of a cluster, as one founder carries it out; pure.
@@ -46,8 +60,12 @@ pub struct RollCall {
     /// Epoch 0, with the data directories that are known.
     draft: Topology,
     state: State,
-    /// What the others pledged themselves to, latest first.
+    /// What the others pledged themselves to.
     pledges: BTreeMap<NodeId, Pledge>,
+    /// The hash of the draft, once it is complete.
+    own_pledge: Pledge,
+    /// What was last wrong with another founder, unless that was mended.
+    conflict: Option<RollConflict>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,8 +85,11 @@ impl RollCall {
         if let (Some(own), false) = (own, is_pledged) {
             own.data = data;
         }
-        let state = if is_pledged { State::Pledged } else { State::Gathering };
-        Self { me, draft, state, pledges: BTreeMap::new() }
+        let (state, own_pledge) = match is_pledged {
+            true => (State::Pledged, pledge_of(&draft)),
+            false => (State::Gathering, NO_PLEDGE),
+        };
+        Self { me, draft, state, pledges: BTreeMap::new(), own_pledge, conflict: None }
     }
 
     /// What every other founder is to be told: this one's data directory and pledge.
@@ -76,7 +97,7 @@ impl RollCall {
         let data = self.draft.member(self.me).map_or(DataId::UNKNOWN, |own| own.data);
         let pledge = match self.state {
             State::Gathering | State::Pledging => NO_PLEDGE,
-            State::Pledged | State::Founding => pledge_of(&self.draft),
+            State::Pledged | State::Founding => self.own_pledge,
         };
         (data, pledge)
     }
@@ -91,8 +112,15 @@ impl RollCall {
         if gathering {
             // Until it has pledged itself, a founder that begins anew is welcome.
             founder.data = data;
-        } else if founder.data != data || pledge != NO_PLEDGE && pledge != pledge_of(&self.draft) {
-            return Err(RollConflict { founder: from });
+        } else if founder.data != data {
+            self.conflict = Some(RollConflict::Directory { founder: from });
+            return Err(RollConflict::Directory { founder: from });
+        } else if pledge != NO_PLEDGE && pledge != self.own_pledge {
+            self.conflict = Some(RollConflict::Pledge { founder: from });
+            return Err(RollConflict::Pledge { founder: from });
+        }
+        if self.conflict.is_some_and(|conflict| conflict.founder() == from) {
+            self.conflict = None;
         }
         self.pledges.insert(from, pledge);
         Ok(())
@@ -103,6 +131,7 @@ impl RollCall {
         match self.state {
             State::Gathering if self.draft.members.iter().all(|m| m.data != DataId::UNKNOWN) => {
                 self.state = State::Pledging;
+                self.own_pledge = pledge_of(&self.draft);
                 Some(RollStep::Pledge(self.draft.clone()))
             }
             State::Pledged if self.waits_for().is_empty() => {
@@ -120,25 +149,41 @@ impl RollCall {
         }
     }
 
+    /// What an operator has to mend.
+    pub fn conflict(&self) -> Option<RollConflict> {
+        self.conflict
+    }
+
+    /// Whether all founders were heard of.
+    pub fn is_complete(&self) -> bool {
+        self.state != State::Gathering
+    }
+
     /// The founders that were not heard of yet, or, once all were, those that did not pledge themselves to the same list.
     pub fn waits_for(&self) -> Vec<NodeId> {
         let others = self.draft.members.iter().filter(|m| m.id != self.me);
-        let pledge = pledge_of(&self.draft);
         let misses = |id: &NodeId, data: DataId| match self.state {
             State::Gathering => data == DataId::UNKNOWN,
-            _ => self.pledges.get(id) != Some(&pledge),
+            _ => self.pledges.get(id) != Some(&self.own_pledge),
         };
         others.filter(|m| misses(&m.id, m.data)).map(|m| m.id).collect()
     }
 }
 
-fn pledge_of(draft: &Topology) -> Pledge {
-    let mut hasher = blake3::Hasher::new_derive_key("dunlin pledge 1");
-    hasher.update(&draft.cluster.0.to_le_bytes());
-    for member in &draft.members {
-        hasher.update(&member.id.0.to_le_bytes()).update(&member.data.0.to_le_bytes());
+impl RollConflict {
+    /// With whom.
+    pub fn founder(self) -> NodeId {
+        match self {
+            Self::Directory { founder } | Self::Pledge { founder } => founder,
+        }
     }
-    *hasher.finalize().as_bytes()
+}
+
+fn pledge_of(draft: &Topology) -> Pledge {
+    let mut draft = draft.clone();
+    // All but the addresses, which may change.
+    draft.members.iter_mut().for_each(|member| member.address.clear());
+    blake3::derive_key("dunlin pledge 1", &encode_topology(&draft))
 }
 
 #[cfg(test)]
@@ -241,6 +286,30 @@ mod tests {
     }
 
     #[test]
+    fn founders_with_other_settings_found_nothing() {
+        let mut world = World::new(2);
+        let mut other = draft(2);
+        other.members[0].zone = "elsewhere".into();
+        world.hosts[1].roll = RollCall::new(NodeId(2), world.hosts[1].data, other);
+        for _ in 0..6 {
+            (0..2).flat_map(|a| (0..2).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
+            (0..2).for_each(|at| world.store(at));
+        }
+        assert!(world.founded.is_empty());
+        assert_eq!(world.hosts[0].roll.conflict(), Some(RollConflict::Pledge { founder: NodeId(2) }));
+        // An address may differ.
+        let mut world = World::new(2);
+        let mut moved = draft(2);
+        moved.members[0].address = "elsewhere:1".into();
+        world.hosts[1].roll = RollCall::new(NodeId(2), world.hosts[1].data, moved);
+        for _ in 0..6 {
+            (0..2).flat_map(|a| (0..2).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
+            (0..2).for_each(|at| world.store(at));
+        }
+        assert_eq!(world.founded.len(), 2);
+    }
+
+    #[test]
     fn one_founder_alone() {
         let mut world = World::new(1);
         world.ask_step(0);
@@ -256,7 +325,10 @@ mod tests {
         world.store(0);
         world.restart(1, true);
         let (data, pledge) = world.hosts[1].roll.call();
-        assert_eq!(world.hosts[0].roll.hear(NodeId(2), data, pledge), Err(RollConflict { founder: NodeId(2) }));
+        assert_eq!(
+            world.hosts[0].roll.hear(NodeId(2), data, pledge),
+            Err(RollConflict::Directory { founder: NodeId(2) })
+        );
         // But one lost before it is nothing.
         let mut world = World::new(3);
         world.call(1, 0);

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dunlin_membership::{
-    Exchange, Placement, Pledge, RollCall, RollStep, Swim, SwimConfig, SwimEffect, encode_topology, exchange,
+    Exchange, Placement, Pledge, RollCall, RollConflict, RollStep, Swim, SwimConfig, SwimEffect, encode_topology,
+    exchange,
 };
 use dunlin_protocol::message::{PeerReply, PeerReplyBody, PeerRequest};
-use dunlin_protocol::{BootNumber, DataId, Epoch, NodeId, Now, Tick, Times, Topology};
+use dunlin_protocol::{BootNumber, DataId, Epoch, NodeId, Now, Status, Tick, Times, Topology};
 
 use crate::outbox::Outbox;
 use crate::peers::Peers;
@@ -23,7 +24,7 @@ const ROUND: Duration = Duration::from_secs(1);
 /// The same while the clock is not confirmed.
 const EAGER_ROUND: Duration = Duration::from_millis(100);
 
-/// A clock that no majority confirms is warned of after this, and then so often.
+/// What keeps the node from being ready is warned of after this, and then so often.
 const WARN_AFTER: Duration = Duration::from_secs(5);
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
@@ -41,7 +42,7 @@ pub(crate) struct Gossip {
     /// The cluster knows this node by another data directory.
     disowned: bool,
     next_round: Tick,
-    /// When an unconfirmed clock is next worth a warning.
+    /// When not being ready is next worth a warning.
     warn_at: Tick,
     turn: usize,
     asked: BTreeMap<u64, (NodeId, Tick)>,
@@ -89,9 +90,20 @@ impl Gossip {
         self.roll.is_none()
     }
 
-    /// The founders that the founding waits for.
-    pub(crate) fn waits_for(&self) -> Vec<NodeId> {
-        self.roll.as_ref().map(RollCall::waits_for).unwrap_or_default()
+    /// Why the cluster is not founded yet.
+    pub(crate) fn founding(&self) -> Option<(Status, String)> {
+        let roll = self.roll.as_ref()?;
+        let waits: Vec<String> = roll.waits_for().iter().map(ToString::to_string).collect();
+        Some(match roll.conflict() {
+            Some(conflict @ RollConflict::Directory { .. }) => (Status::IdentityMismatch, conflict.to_string()),
+            Some(conflict @ RollConflict::Pledge { .. }) => (Status::InvalidConfig, conflict.to_string()),
+            None if roll.is_complete() => (Status::NotReady, "the cluster is being founded".to_owned()),
+            None => {
+                let message =
+                    "the cluster is not founded yet: all founders must be up at once, once. Not heard of: node";
+                (Status::NotReady, format!("{message} {}", waits.join(", node ")))
+            }
+        })
     }
 
     pub(crate) fn is_disowned(&self) -> bool {
@@ -187,7 +199,7 @@ impl Gossip {
     pub(crate) fn handle_timeout(&mut self, now: Now, peers: &mut Peers, out: &mut dyn Outbox) {
         self.swim.handle_timeout(now.tick);
         if now.tick >= self.next_round {
-            self.warn_of_clock(now);
+            self.warn_of_delay(now);
             let settled = self.timekeeper.confirmed() && self.is_founded();
             self.next_round = now.tick + if settled { ROUND } else { EAGER_ROUND };
             self.asked.retain(|_, (_, at)| now.tick.since(*at) < ROUND * 5);
@@ -203,12 +215,16 @@ impl Gossip {
         self.flush(now, peers, out);
     }
 
-    /// An unconfirmed clock keeps the node from coordinating anything; who looks for the reason finds it in the log.
-    fn warn_of_clock(&mut self, now: Now) {
-        if self.timekeeper.confirmed() {
+    /// Who looks for the reason why a node coordinates nothing finds it in the log.
+    fn warn_of_delay(&mut self, now: Now) {
+        let founding = self.founding();
+        if self.timekeeper.confirmed() && founding.is_none() {
             self.warn_at = now.tick + WARN_AFTER;
         } else if now.tick >= self.warn_at {
             self.warn_at = now.tick + WARN_EVERY;
+            if let Some((_, why)) = founding {
+                return tracing::warn!("{why}");
+            }
             let offsets = self.timekeeper.offsets();
             tracing::warn!(
                 ?offsets,
@@ -233,7 +249,10 @@ impl Gossip {
             }
             return PeerReplyBody::Topology(self.encoded.clone());
         };
-        if let Err(conflict) = roll.hear(from, data, pledge) {
+        let known = roll.conflict();
+        if let Err(conflict) = roll.hear(from, data, pledge)
+            && known != Some(conflict)
+        {
             tracing::error!("{conflict}");
         }
         self.advance_roll();

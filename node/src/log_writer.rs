@@ -6,8 +6,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dunlin_protocol::Millis;
-use dunlin_storage::{ClockFile, Disk, Engine, FileError, WriteError, store_blob};
+use dunlin_membership::decode_topology;
+use dunlin_protocol::{Millis, Topology};
+use dunlin_storage::{ClockFile, Disk, Engine, FileError, Identity, WriteError, store_blob};
 use tokio::sync::Notify;
 
 /// The file that keeps the newest topology that was adopted.
@@ -142,7 +143,7 @@ impl Work {
             }
         }
         if let Some(topology) = orders.topology {
-            match store_blob(&*self.disk, TOPOLOGY, &topology) {
+            match store_blob(&*self.disk, TOPOLOGY, &topology).and_then(|()| mark_founded(&*self.disk, &topology)) {
                 Ok(()) => shared.report(|p| p.topology = true),
                 Err(error) => shared.report(|p| p.failed = Some(error.into())),
             }
@@ -166,6 +167,17 @@ impl Work {
                 tracing::info!("the disk has room again");
             }
         }
+    }
+}
+
+/// From now on the directory is one of a cluster that was founded, and may not be without a topology any more.
+fn mark_founded(disk: &dyn Disk, topology: &[u8]) -> Result<(), FileError> {
+    let founded = decode_topology(topology).ok().filter(Topology::is_founded);
+    match (founded, Identity::load(disk)?) {
+        (Some(topology), Some(identity)) if identity.cluster.is_none() => {
+            Identity { cluster: Some(topology.cluster), ..identity }.store(disk)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -139,8 +139,7 @@ impl Node {
         if self.gossip.timekeeper().look(now) {
             tracing::warn!(wall = %now.wall, "the physical clock jumped; waiting for a majority to confirm it");
         }
-        let confirmed = self.gossip.timekeeper().confirmed();
-        self.clock.confirm(confirmed);
+        self.confirm_clock(now);
         if self.is_ready() != self.was_ready {
             self.was_ready = self.is_ready();
             tracing::info!(ready = self.was_ready, "readiness changed");
@@ -153,8 +152,7 @@ impl Node {
             Input::PeerReply { from, request_id, reply } => {
                 if Gossip::is_ours(request_id) {
                     self.gossip.handle_reply(from, request_id, &reply, now, &mut self.peers);
-                    let confirmed = self.gossip.timekeeper().confirmed();
-                    self.clock.confirm(confirmed);
+                    self.confirm_clock(now);
                 } else {
                     self.with_coordinator(judging, out, |coordinator, below| {
                         coordinator.handle_reply(from, request_id, reply, below);
@@ -184,6 +182,11 @@ impl Node {
         }
     }
 
+    fn confirm_clock(&mut self, now: Now) {
+        let confirmed = self.gossip.timekeeper().confirmed() && !self.clock.is_resuming(now.wall);
+        self.clock.confirm(confirmed);
+    }
+
     fn with_coordinator(&mut self, now: Now, out: &mut dyn Outbox, act: impl FnOnce(&mut Coordinator, &mut Below<'_>)) {
         let placement = self.gossip.placement().clone();
         let mut below = Below {
@@ -210,7 +213,7 @@ impl Node {
         let asker = Asker::Peer(to);
         let answered = match request {
             PeerRequest::Register(_) | PeerRequest::Scan(_) if !self.gossip.is_founded() => {
-                Some((asker, refuse(Status::NotReady, self.founding_waits())))
+                Some((asker, refuse(Status::NotReady, "the cluster is not founded yet, as this node knows")))
             }
             PeerRequest::Register(call) => {
                 self.repairs += u64::from(matches!(call.request, RegisterRequest::Install { .. }));
@@ -246,13 +249,10 @@ impl Node {
     }
 
     fn serve_client(&mut self, now: Now, to: ReplyTo, request: ClientRequest, out: &mut dyn Outbox) {
+        if let Some((status, why)) = self.gossip.founding().filter(|_| request != ClientRequest::Status) {
+            return self.reply_client(now, to, ReplyBody::Outcome(Outcome::because(status, why)), out);
+        }
         match request {
-            ClientRequest::Operate(_) | ClientRequest::Scan(_) | ClientRequest::Topology { .. }
-                if !self.gossip.is_founded() =>
-            {
-                let refused = Outcome::because(Status::NotReady, self.founding_waits());
-                self.reply_client(now, to, ReplyBody::Outcome(refused), out);
-            }
             ClientRequest::Operate(operation) => {
                 self.with_coordinator(now, out, |c, below| c.operate(Requester::Client(to), operation, below));
             }
@@ -266,17 +266,6 @@ impl Node {
                 let status = self.status();
                 self.reply_client(now, to, status, out);
             }
-        }
-    }
-
-    fn founding_waits(&self) -> String {
-        let waits: Vec<String> = self.gossip.waits_for().iter().map(ToString::to_string).collect();
-        match waits.is_empty() {
-            true => "the cluster is being founded".to_owned(),
-            false => format!(
-                "the cluster is not founded yet: all founders must be up once, and node {} is not heard of",
-                waits.join(", ")
-            ),
         }
     }
 

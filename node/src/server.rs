@@ -68,7 +68,8 @@ pub enum ServeError {
     },
     /// The data directory lacks what it once had: with it, the node could break what it promised.
     #[error(
-        "the data directory of node {node} has lost its {what}: restore it, or let the node join anew under another id"
+        "the data directory of node {node} has lost its {what}, and without it could break what it promised. Put back the very files that it had \
+         when the node last ran; no copy of an earlier time"
     )]
     Lost {
         /// Whose it is.
@@ -78,8 +79,8 @@ pub enum ServeError {
     },
     /// The node lost its data directory.
     #[error(
-        "the cluster knows node {node} by another data directory: with the one that is lost went what it promised, so it must not vote again. \
-         Put the old directory back"
+        "the cluster knows node {node} by another data directory: with that one went what it promised, so it must not vote again. Put back the very \
+         directory that it had when it last ran; no copy of an earlier time"
     )]
     Disowned {
         /// The node.
@@ -296,11 +297,13 @@ impl Opened {
         let (node, founders, cluster) = (config.id, config.founders.founders_hash(), config.founders.cluster());
         let identity = Identity::load(&**disk)?;
         if let Some(identity) = identity
-            && (identity.node != node || identity.founders != founders || identity.cluster != Some(cluster))
+            && (identity.node != node
+                || identity.founders != founders
+                || identity.cluster.is_some_and(|c| c != cluster))
         {
             let whose = |node, cluster| format!("node {node} of cluster {cluster}");
             return Err(ServeError::Identity {
-                found: whose(identity.node, identity.cluster.unwrap_or_default()),
+                found: whose(identity.node, identity.cluster.unwrap_or(cluster)),
                 expected: whose(node, cluster),
             });
         }
@@ -322,7 +325,7 @@ impl Opened {
         }
         let data = identity.map_or(new, |identity| identity.data);
         if identity.is_none() {
-            Identity { node, founders, data, cluster: Some(cluster), format: Identity::FORMAT }.store(&**disk)?;
+            Identity { node, founders, data, cluster: None, format: Identity::FORMAT }.store(&**disk)?;
         }
         let topology = match load_blob(&**disk, TOPOLOGY)? {
             Some(bytes) => {
@@ -342,6 +345,11 @@ impl Opened {
                 found: format!("cluster {found}, as its topology says"),
                 expected: format!("cluster {expected}"),
             });
+        }
+        // Who has not founded has stored nothing, and may begin again.
+        let has_founded = recovery.frames > 0 || identity.is_some_and(|identity| identity.cluster.is_some());
+        if has_founded && !topology.is_founded() {
+            return Err(ServeError::Lost { node, what: "topology" });
         }
         let known = topology.member(node).map_or(data, |member| member.data);
         if known != data && known != DataId::UNKNOWN {

@@ -17,6 +17,8 @@ pub struct HybridClock {
     node: NodeId,
     last: u64,
     reserve: Millis,
+    /// The mark behind which it continues.
+    resumes_at: Millis,
     confirmed: bool,
     max_skew: Duration,
 }
@@ -47,18 +49,32 @@ pub enum DrawError {
 }
 
 /// The reserve is written ahead in steps of this.
-pub const RESERVE_STEP: Duration = Duration::from_secs(2);
+pub const RESERVE_STEP: Duration = Duration::from_secs(1);
 
 impl HybridClock {
     /// A clock that continues behind `reserve`, the mark that was durable when the node last ran (0 for a new node).
     /// It draws nothing before [`set_reserve`](Self::set_reserve) and [`confirm`](Self::confirm).
     pub fn new(node: NodeId, reserve: Millis, times: &Times) -> Self {
-        Self { node, last: reserve.0 << 16, reserve, confirmed: false, max_skew: times.max_clock_skew }
+        Self {
+            node,
+            last: reserve.0 << 16,
+            reserve,
+            resumes_at: reserve,
+            confirmed: false,
+            max_skew: times.max_clock_skew,
+        }
     }
 
     /// The highest hybrid time drawn or seen.
     pub fn hlc(&self) -> u64 {
         self.last
+    }
+
+    /// Whether the physical clock has yet to pass the mark of the node's last life. Who draws before, draws stamps that lie ahead of the time: a
+    /// plain write by somebody else's clock could then lose to one that was acknowledged before it. A mark that lies further ahead than other nodes' clocks
+    /// may have taken it is not waited for: the clock was set back.
+    pub fn is_resuming(&self, wall: Millis) -> bool {
+        (1..=3 * RESERVE_STEP.as_millis()).contains(&self.resumes_at.since(wall).as_millis())
     }
 
     /// The mark to make durable now, if the present one is nearly used up.
@@ -163,6 +179,15 @@ mod tests {
         assert!(clock.wants_reserve(Millis(999_999)).is_some());
         clock.confirm(false);
         assert_eq!(clock.draw(wall), Err(DrawError::Unconfirmed));
+    }
+
+    #[test]
+    fn a_restart_waits_until_the_mark_is_past() {
+        let clock = HybridClock::new(NodeId(7), Millis(100_500), &Times::default());
+        assert!(!clock.is_resuming(Millis(97_000)), "the clock was set back");
+        assert!(clock.is_resuming(Millis(99_501)) && clock.is_resuming(Millis(100_499)));
+        assert!(!clock.is_resuming(Millis(100_500)));
+        assert!(!HybridClock::new(NodeId(7), Millis(0), &Times::default()).is_resuming(Millis(0)));
     }
 
     #[test]

@@ -92,7 +92,7 @@ statuses! {
     33 DataDirInUse "DATA_DIR_IN_USE" http 500 exit 1 definite "Another process uses this data directory: stop it first."
     34 AddressInUse "ADDRESS_IN_USE" http 500 exit 1 definite "The address or port is taken: choose another one, or `--port auto`."
     35 InvalidConfig "INVALID_CONFIG" http 500 exit 2 definite "The configuration cannot be used: the message names the file and what is wrong."
-    36 IdentityMismatch "IDENTITY_MISMATCH" http 500 exit 1 definite "The data directory belongs to another node or cluster than the configuration names: use the right one."
+    36 IdentityMismatch "IDENTITY_MISMATCH" http 500 exit 1 definite "The data directory is not the one of this node in this cluster: use the right one."
 }
 
 /// A status number that this version does not know.

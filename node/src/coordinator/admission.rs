@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-use dunlin_protocol::{Action, Attributes, Condition, DrawError, Level, Mutation, Operation, Outcome, Stamp, Status};
+use dunlin_protocol::{
+    Action, Attributes, Condition, DrawError, KeyspaceId, Level, Mutation, Operation, Outcome, PartitionId,
+    PreferenceList, Stamp, Status,
+};
+use dunlin_storage::KeyRef;
 
 use super::{Below, Coordinator};
 
+/// What was stored within so short a time may have been under way together with a write that arrives now.
+const CONCURRENT: Duration = Duration::from_millis(10);
 /// A timeout that a client asks for is cut to this.
 pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -31,6 +37,9 @@ impl Coordinator {
                 format!("there is no keyspace with id {}", operation.keyspace),
             ));
         };
+        if operation.keyspace == KeyspaceId::SYSTEM && operation.action.is_write() {
+            return Err(Outcome::because(Status::InvalidArgument, "the keyspace `system` is the cluster's own"));
+        }
         self.check_action(&operation.action)?;
         let default = if operation.action.is_write() { keyspace.write_level } else { keyspace.read_level };
         let level =
@@ -131,6 +140,29 @@ impl Coordinator {
             }
         }
         Ok(())
+    }
+}
+
+impl Coordinator {
+    /// The version that a plain write would lose to although it lay here before the write began: its id comes from a clock that is behind, or the
+    /// version from one that was ahead. Nothing was sent yet, so the client draws a later id, instead of being told that a write was stored which
+    /// nobody will ever see. What was stored a moment ago may be concurrent and is left to the stamps.
+    pub(super) fn superseded_before(
+        &self,
+        operation: &Operation,
+        partition: PartitionId,
+        list: &PreferenceList,
+        below: &Below<'_>,
+    ) -> Option<Stamp> {
+        let is_plain = operation.action.is_write() && !is_serial(operation) && !operation.tried;
+        if !is_plain || list.number_of(self.me).is_none() {
+            return None;
+        }
+        let key = KeyRef { partition, keyspace: operation.keyspace, key: operation.key.as_bytes() };
+        let register = below.replica.engine().entry(key).register;
+        let newest = register.head().stamp;
+        let lay_here = register.stored_at + CONCURRENT < below.now.wall;
+        (newest > operation.op_id && register.ballot.is_zero() && lay_here).then_some(newest)
     }
 }
 

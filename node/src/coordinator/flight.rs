@@ -147,6 +147,10 @@ impl Coordinator {
         let Some(list) = below.placement.preference_list(operation.keyspace, partition).cloned() else {
             return self.give(requester, Outcome::of(Status::UnknownKeyspace), below);
         };
+        if let Some(newer) = self.superseded_before(&operation, partition, &list, below) {
+            let outcome = Outcome::because(Status::Redraw, "a later version was stored before this write began");
+            return self.give(requester, Outcome { seen: newer, ..outcome }, below);
+        }
         let number = self.draw_number();
         let machine = match plain_machine(&operation, &list, deadline, below) {
             Some(machine) => machine,

@@ -285,6 +285,22 @@ fn nothing_that_was_acknowledged_is_lost_when_all_nodes_are_killed() {
     dev.stop();
 }
 
+/// Stamps drawn after a restart lie above all that were drawn before it; those of clients that know nothing of that must not fall below them.
+#[test]
+fn a_write_is_not_older_than_what_was_there_before_it() {
+    let home = Home::new();
+    for round in 0..3 {
+        let dev = home.dev(3);
+        for i in 0..25 {
+            let value = format!("{round}.{i}");
+            home.dunlin(&format!("put k {value}")).expect(0);
+            assert_eq!(home.dunlin("get k").expect(0).text(), value);
+        }
+        (0..3).for_each(|node| dev.kill(node));
+        dev.stop();
+    }
+}
+
 #[test]
 fn two_nodes_of_three_go_on_and_the_third_one_comes_back() {
     let home = Home::new();

@@ -242,6 +242,11 @@ fn a_node_that_lost_its_directory_serves_nothing_and_ends() {
         for node in nodes {
             node.stop().await;
         }
+        // A directory of a founded cluster without its topology could found anew.
+        cluster.disks[0].remove("TOPOLOGY").expect("removed");
+        cluster.sockets[0] = Some(Socket::bind(([127, 0, 0, 1], 0).into()).expect("bound"));
+        let config = cluster.config(0);
+        assert!(matches!(cluster.open(0, &config).err(), Some(ServeError::Lost { what: "topology", .. })));
     });
 }
 
