@@ -128,7 +128,7 @@ impl Log {
     /// Appends a frame. `wake` is set when [`wake`](Self::wake) is to be called, once no lock is held, whatever the result.
     pub(crate) fn append(
         &self,
-        mut frame: Vec<u8>,
+        frame: &mut [u8],
         demand: Demand,
         wake: &mut bool,
     ) -> Result<(Place, Position), WriteError> {
@@ -171,8 +171,8 @@ impl Log {
         }
         let run = state.gathering.last_mut().expect("there is one now");
         let place = Place { segment: run.segment.id, offset: state.active.offset, len: frame.len() as u32 };
-        set_place(&mut frame, place.segment, place.offset);
-        run.bytes.extend_from_slice(&frame);
+        set_place(frame, place.segment, place.offset);
+        run.bytes.extend_from_slice(frame);
         run.must_sync |= demand.must_sync;
         state.active.offset += len;
         state.pending_bytes += len;

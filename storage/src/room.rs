@@ -2,14 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::disk::write_all;
-use crate::engine::{Engine, Writer};
+use crate::engine::Engine;
 use crate::error::{FileError, WriteError, is_disk_full};
 use crate::log::Tail;
 use crate::manifest::{Listing, Manifest};
 use crate::place::{SEGMENTS_DIR, SegmentId};
 use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
+use crate::writer::Writer;
 
 /// A file is allocated in steps of this.
 const ALLOCATION_STEP: u64 = 1 << 20;
@@ -18,9 +20,8 @@ const ZERO_STEP: usize = 1 << 20;
 /// Batches above this are not worth it: writing the zeros would cost as much as they save.
 const ZEROS_PAY_BELOW: u64 = 64 << 10;
 
-/// Which segment is made next.
+/// Where the next segment of the log begins.
 pub(crate) struct Next {
-    pub(crate) id: SegmentId,
     pub(crate) base: u64,
 }
 
@@ -48,6 +49,11 @@ impl Engine {
         }
     }
 
+    /// An id is never used twice, also when making the segment fails: what is left of the file is removed when the engine is opened again.
+    pub(crate) fn new_segment_id(&self) -> SegmentId {
+        SegmentId(self.next_segment.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn extend(&self, segment: &Arc<Segment>, reserved: u64) -> Result<(), Refused> {
         let step = ALLOCATION_STEP.min(segment.capacity - reserved);
         segment.file.preallocate(reserved, step).map_err(Refused::of(segment.id))?;
@@ -59,14 +65,13 @@ impl Engine {
     fn add_spare(&self, writer: &mut Writer) -> Result<(), Refused> {
         let next = &mut writer.next;
         let header = SegmentHeader {
-            id: next.id,
+            id: self.new_segment_id(),
             base: next.base,
             capacity: self.options.segment_bytes,
             cut: u64::MAX,
             synced_upto: writer.synced,
+            is_cold: false,
         };
-        // An id is never used twice, also when making it fails: what is left of the file is removed when the engine is opened again.
-        next.id.0 += 1;
         let name = header.id.file_name();
         let reserved = ALLOCATION_STEP.min(header.capacity);
         let create = || {
@@ -80,7 +85,8 @@ impl Engine {
         let file = create().map_err(Refused::of(header.id)).map_err(|refused| self.clean_up(header.id, refused))?;
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
         let mut changed = manifest.clone();
-        changed.segments.insert(header.id, Listing::from(&header));
+        changed.segments.insert(header.id, Listing { least_len: reserved, ..Listing::from(&header) });
+        changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         let disk = &*self.disk;
         changed.write(disk).map_err(Refused::of_file).map_err(|refused| self.clean_up(header.id, refused))?;
         Manifest::replace(disk).map_err(|error| Refused::Failed(error.into()))?;
@@ -89,7 +95,7 @@ impl Engine {
         next.base += header.capacity;
         let offset = SEGMENT_HEADER_LEN as u64;
         let segment = Arc::new(Segment::new(header.id, &Listing::from(&header), file, offset));
-        self.segments.write().expect("no thread panics while it holds the segments").insert(header.id, segment.clone());
+        self.segments.insert(segment.clone());
         self.log.add_spare(Tail { segment, offset, reserved });
         Ok(())
     }

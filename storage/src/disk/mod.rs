@@ -9,7 +9,8 @@ use std::sync::Arc;
 pub use file::FileDisk;
 pub use memory::MemoryDisk;
 
-/// A data directory. Names are relative to it and contain at most one `/`; the directory `segments` exists.
+/// A data directory. Names are relative to it and contain at most one `/`; the directories `segments` and
+/// `tables` exist.
 ///
 /// A new name, a rename and a removal are durable only after [`sync_dir`](Self::sync_dir). A full disk shows as
 /// [`io::ErrorKind::StorageFull`], a missing file as [`io::ErrorKind::NotFound`].

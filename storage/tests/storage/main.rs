@@ -6,4 +6,5 @@ mod faults;
 mod fixture;
 mod rot;
 mod support;
+mod tables;
 mod threads;

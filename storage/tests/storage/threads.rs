@@ -9,7 +9,7 @@ use std::time::Duration;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 use dunlin_storage::{Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Position, ScanRange};
 
-use crate::support::{SMALL, key, record, store, value};
+use crate::support::{SMALL, key, look, record, store, value};
 
 const WRITERS: u64 = 8;
 const EACH: u64 = 60;
@@ -42,7 +42,7 @@ fn writers_share_their_syncs() {
                         let at = key(n as u16 % 5, &name);
                         let position = store(engine, at, &record(n + 1, [writer as u8; 200])).expect("stores");
                         // What is not written yet, or being written now, can be read all the time.
-                        assert_eq!(value(engine, &engine.entry(at)), Some(vec![writer as u8; 200]));
+                        assert_eq!(value(engine, at), Some(vec![writer as u8; 200]));
                         let lock = durable.lock().expect("no panic");
                         let upto = risen.wait_while(lock, |upto| *upto < position).expect("no panic");
                         assert!(*upto >= position && engine.durable_upto() >= position);
@@ -65,12 +65,13 @@ fn writers_share_their_syncs() {
     assert_eq!((recovery.frames, recovery.damaged), (WRITERS * EACH, vec![]));
     let mut seen = 0;
     let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(9));
-    assert!(engine.scan(all, usize::MAX, &mut |_, name, entry| {
+    let ended = engine.scan(all, usize::MAX, &mut |partition, name, _| {
         let number = u64::from_be_bytes(name.try_into().expect("eight bytes"));
-        assert_eq!(value(&engine, entry), Some(vec![(number / EACH) as u8; 200]));
+        assert_eq!(value(&engine, key(partition.0, name)), Some(vec![(number / EACH) as u8; 200]));
         seen += 1;
         true
-    }));
+    });
+    assert!(ended.expect("reads"));
     assert_eq!(seen, WRITERS * EACH);
 }
 
@@ -171,15 +172,16 @@ fn nothing_waits_for_the_disk() {
             }
             Err(error) => assert!(matches!(error, dunlin_storage::WriteError::Overloaded)),
         }
-        assert_eq!(value(engine, &engine.entry(at)), Some(vec![3; 150]));
+        assert_eq!(value(engine, at), Some(vec![3; 150]));
         assert!(engine.end() >= before && !engine.is_poisoned());
         assert!(engine.suspect_partitions().is_empty());
         let mut seen = 0;
         let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(3));
-        engine.scan(all, 10, &mut |_, _, entry| {
+        let ended = engine.scan(all, 10, &mut |partition, name, _| {
             seen += 1;
-            value(engine, entry).is_some()
+            value(engine, key(partition.0, name)).is_some()
         });
+        assert!(ended.expect("reads"));
         assert_eq!(seen, 1);
     };
     assert!(hook.set(Box::new(use_engine)).is_ok());
@@ -193,5 +195,5 @@ fn nothing_waits_for_the_disk() {
     assert!(stats.batches >= 40 && stats.batches < stats.writes && stats.segments > 3, "{stats:?}");
     drop(engine);
     let (engine, _) = Engine::open(Arc::new(disk), SMALL).expect("opens");
-    assert!(!engine.entry(key(1, b"a")).register.is_absent());
+    assert!(!look(&engine, key(1, b"a")).register.is_absent());
 }
