@@ -93,6 +93,8 @@ pub struct Engine {
     pub(crate) next_segment: AtomicU64,
     /// Something waits to be flushed, merged or collected.
     pub(crate) upkeep_due: AtomicBool,
+    /// From here on the log is not covered by tables.
+    pub(crate) covered: AtomicU64,
     /// How many tables lie in level 0.
     pub(crate) level0: AtomicUsize,
     suspects: RwLock<Arc<Suspects>>,
@@ -115,6 +117,8 @@ pub(crate) struct Counters {
     pub(crate) merges: AtomicU64,
     pub(crate) merged_bytes: AtomicU64,
     pub(crate) unremoved: AtomicU64,
+    pub(crate) collected: AtomicU64,
+    pub(crate) moved_bytes: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -130,7 +134,7 @@ impl Engine {
         let options = options.check()?;
         let opened = Opened::open(&*disk, &options)?;
         let Opened { segments, manifest, memtable, view, keys, tail, end, next, recovery } = opened;
-        let next_segment = manifest.next_segment;
+        let (next_segment, covered) = (manifest.next_segment, manifest.position);
         let writer =
             Writer { current: tail.segment.clone(), end: tail.offset, is_dirty: false, synced: end, zeroed: 0, next };
         let engine = Self {
@@ -150,6 +154,7 @@ impl Engine {
             keys: AtomicU64::new(keys),
             next_segment: AtomicU64::new(next_segment),
             upkeep_due: AtomicBool::new(false),
+            covered: AtomicU64::new(covered),
             level0: AtomicUsize::new(0),
             counters: Counters::default(),
         };
@@ -320,6 +325,8 @@ impl Engine {
             merges: counted(&self.counters.merges),
             merged_bytes: counted(&self.counters.merged_bytes),
             unremoved: counted(&self.counters.unremoved),
+            collected: counted(&self.counters.collected),
+            moved_bytes: counted(&self.counters.moved_bytes),
             disk_full: self.log.is_disk_full(),
         }
     }

@@ -13,6 +13,7 @@
 
 mod blob;
 mod clock_file;
+mod collection;
 mod disk;
 mod engine;
 mod error;

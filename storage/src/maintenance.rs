@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::collection::Collection;
 use crate::engine::{Engine, count};
 use crate::error::{ReadError, WriteError};
 use crate::frozen::{Frozen, Moment};
@@ -33,6 +34,7 @@ pub(crate) struct Maintenance {
     merge: Option<Merge>,
     /// Where in each level the last table was taken from.
     handed_on: [Vec<u8>; MAX_LEVELS],
+    collection: Collection,
     /// Tables with damage that was reported: merges pass over it.
     damaged: BTreeSet<TableId>,
 }
@@ -68,12 +70,22 @@ impl Engine {
         if let Some(done) = self.flush_step(maintenance, slice_bytes)? {
             return Ok(done);
         }
-        self.merge_step(maintenance, slice_bytes)
+        if self.merge_step(maintenance, slice_bytes)? || self.collect_step(&mut maintenance.collection, slice_bytes)? {
+            return Ok(true);
+        }
+        // What was collected, or died otherwise, is given back by the next flush: at once where there is nothing else to do.
+        Ok(self.view().frozen.is_empty() && self.waits_for_flush() && self.freeze())
     }
 
     /// Whether [`maintain`](Self::maintain) has something to do. Cheap.
     pub fn wants_upkeep(&self) -> bool {
-        self.memtable.bytes() >= self.options.memtable_bytes || self.upkeep_due.load(Ordering::Relaxed)
+        self.is_flush_due() || self.upkeep_due.load(Ordering::Relaxed)
+    }
+
+    /// The memtable is full, or the log that would have to be replayed too long.
+    fn is_flush_due(&self) -> bool {
+        let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
+        self.memtable.bytes() >= self.options.memtable_bytes || log_len >= self.options.log_limit()
     }
 
     /// Refuses what would not fit into memory, or what upkeep cannot keep up with.
@@ -113,8 +125,7 @@ impl Engine {
 
     /// None: nothing is to be flushed, or nothing can be now.
     fn flush_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<Option<bool>, WriteError> {
-        let is_due = self.memtable.bytes() >= self.options.memtable_bytes;
-        if is_due && maintenance.flush.is_none() && self.view().frozen.is_empty() {
+        if self.is_flush_due() && maintenance.flush.is_none() && self.view().frozen.is_empty() {
             self.freeze();
         }
         let view = self.view();
@@ -150,7 +161,9 @@ impl Engine {
 
     fn install_flush(&self, flush: Flush) -> Result<(), WriteError> {
         let Flush { job, frozen } = flush;
-        self.sync_tables()?;
+        if !job.outputs.is_empty() {
+            self.sync_tables()?;
+        }
         let moment = &frozen.first().expect("a flush has something to flush").moment;
         let mut manifest = self.lock_manifest();
         let mut changed = manifest.clone();
@@ -158,8 +171,12 @@ impl Engine {
         (changed.position, changed.keys) = (moment.position, moment.keys);
         for (id, listing) in &mut changed.segments {
             listing.live = moment.live.get(id).copied().unwrap_or(0);
+            if listing.is_behind(moment.position) && listing.end == 0 {
+                // It was cut off here when the log left it, which need not be durable.
+                listing.end = self.segments.get(*id).map_or(0, |segment| segment.written());
+            }
         }
-        let dead = take_dead(&mut changed);
+        let dead = self.take_dead(&mut changed);
         self.replace_manifest(&mut manifest, changed)?;
         drop(manifest);
         self.change_view(|view| {
@@ -167,6 +184,7 @@ impl Engine {
             job.outputs.iter().for_each(|table| levels.add(0, table.clone()));
             view.frozen.retain(|other| !frozen.iter().any(|flushed| Arc::ptr_eq(flushed, other)));
         });
+        self.covered.store(moment.position, Ordering::Relaxed);
         count(&self.counters.flushes, 1);
         count(&self.counters.flushed_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
         self.remove_segments(&dead)
@@ -340,14 +358,14 @@ impl Engine {
         manifest.next_table += 1;
         TableId(manifest.next_table - 1)
     }
-}
 
-/// Takes out what is behind the position from which the log is replayed, and what no table refers to.
-pub(crate) fn take_dead(manifest: &mut Manifest) -> Vec<SegmentId> {
-    let position = manifest.position;
-    manifest
-        .segments
-        .extract_if(.., |_, listing| listing.is_behind(position) && listing.live == 0)
-        .map(|(id, _)| id)
-        .collect()
+    /// Takes out what is behind the position from which the log is replayed, and what neither tables nor the memtable refer to.
+    fn take_dead(&self, manifest: &mut Manifest) -> Vec<SegmentId> {
+        let position = manifest.position;
+        let is_unused = |id: &SegmentId| self.segments.get(*id).is_some_and(|segment| segment.live() == 0);
+        let dead = manifest
+            .segments
+            .extract_if(.., |id, listing| listing.is_behind(position) && listing.live == 0 && is_unused(id));
+        dead.map(|(id, _)| id).collect()
+    }
 }

@@ -40,7 +40,7 @@ pub struct Options {
     pub table_bytes: u64,
     /// Blocks of tables that were read are kept, up to this. Default: 64 MiB.
     pub cache_bytes: u64,
-    /// A segment is collected when of its bytes more than this share, in hundredths, are dead. 1 to 100. Default: 25.
+    /// A segment is collected when of its bytes more than this share, in hundredths, are dead. 1 to 100. Default: 20.
     pub garbage_percent: u8,
 }
 
@@ -56,7 +56,7 @@ impl Default for Options {
             memtable_bytes: 64 << 20,
             table_bytes: 64 << 20,
             cache_bytes: 64 << 20,
-            garbage_percent: 25,
+            garbage_percent: 20,
         }
     }
 }
@@ -95,6 +95,11 @@ impl Options {
     /// Where a record lies whose frame has this place and whose body this length.
     pub(crate) fn place_of(&self, frame: Place, body_len: usize) -> Place {
         if body_len <= self.inline_bytes { Place::inline(body_len) } else { frame }
+    }
+
+    /// The log that a recovery would have to replay is kept below this, roughly.
+    pub(crate) fn log_limit(&self) -> u64 {
+        2 * self.memtable_bytes + 2 * self.segment_bytes
     }
 
     /// The room to keep allocated ahead of the log. Between two steps of the writer at most the pending limit is appended, and what a frame that

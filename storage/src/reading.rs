@@ -110,7 +110,7 @@ impl Engine {
     }
 
     /// Calls with the body that the index has for a key.
-    fn with_body<T>(
+    pub(crate) fn with_body<T>(
         &self,
         key: KeyRef<'_>,
         full: &FullKey,

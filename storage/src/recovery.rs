@@ -135,7 +135,14 @@ impl Opened {
                     manifest.segments.remove(&id);
                     continue;
                 }
-                None => file.len().map_err(OpenError::io(id.file_name()))?,
+                None => {
+                    let len = file.len().map_err(OpenError::io(id.file_name()))?;
+                    if len < listing.end {
+                        let (file, kind, affected) = (id.file_name(), DamageKind::Missing, Affected::Everything);
+                        findings.add(Damage { file, offset: len, kind, expected: listing.end, found: len, affected });
+                    }
+                    if listing.end > 0 { listing.end } else { len }
+                }
             };
             let listing = Listing { live: live(id), ..*listing };
             segments.insert(id, Arc::new(Segment::new(id, &listing, file.clone(), written)));

@@ -47,6 +47,10 @@ pub struct Stats {
     pub merges: u64,
     /// Bytes that they wrote.
     pub merged_bytes: u64,
+    /// Segments collected since the engine was opened.
+    pub collected: u64,
+    /// Bytes of live frames that were moved for it.
+    pub moved_bytes: u64,
     /// Files that could not be removed; they go when the engine is opened again.
     pub unremoved: u64,
     /// Whether the disk was full when room was last made.

@@ -70,7 +70,7 @@ pub(crate) fn check(engine: &Engine, model: &Model) {
 #[test]
 fn what_was_put_is_there_through_flushes_merges_and_restarts() {
     let disk = MemoryDisk::new();
-    let (mut random, mut model, mut n) = (Random(7), Model::new(), 0);
+    let (mut random, mut model, mut n, mut collected) = (Random(7), Model::new(), 0, 0);
     for round in 0..12 {
         let engine = open_with(&disk, TINY);
         churn(&engine, &mut random, &mut model, 500, &mut n);
@@ -81,10 +81,14 @@ fn what_was_put_is_there_through_flushes_merges_and_restarts() {
         assert!(stats.flushes > 0 && stats.merges > 0 && stats.tables > 0, "{stats:?}");
         // At rest no more than a fifth is superseded, and the log is short.
         assert!(stats.table_entries <= stats.keys + stats.keys / 4 + 64, "{stats:?}");
+        collected += stats.collected;
+        let used = disk.used() - stats.room_bytes;
+        assert!(used < 2 * (stats.live_segment_bytes + stats.table_bytes) + (40 << 10), "{used} bytes, {stats:?}");
         if round % 3 == 0 {
             disk.crash(round);
         }
     }
+    assert!(collected > 20, "{collected}");
     // Every page of a scan goes on where the one before it stopped.
     let engine = open_with(&disk, TINY);
     let whole = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(2000));
