@@ -179,9 +179,21 @@ impl Engine {
         self.log.end()
     }
 
-    /// `waker` is called, with no lock held, when something is pending and nothing was before.
+    /// `waker` is called, with no lock held, when something is pending and nothing was before: by [`update`](Self::update), and only while the writer
+    /// rests. It rests once [`write_pending`](Self::write_pending) has returned false; after true it has to be called again unasked.
     pub fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
-        self.log.set_waker(waker);
+        self.log.set_waker(waker, false);
+    }
+
+    /// Like [`set_waker`](Self::set_waker), but for one thread that updates in turns: `waker` is called by [`end_turn`](Self::end_turn) only, so that
+    /// the writer begins when all of the turn's writes are there.
+    pub fn set_turn_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
+        self.log.set_waker(waker, true);
+    }
+
+    /// The turn is over: calls the waker of [`set_turn_waker`](Self::set_turn_waker) where an update would have. Costs a look at memory otherwise.
+    pub fn end_turn(&self) {
+        self.log.end_turn();
     }
 
     /// Blocks until something is pending or the time is over; whether something is.

@@ -317,17 +317,22 @@ pub(crate) fn check(bytes: &[u8], segment: SegmentId, offset: u64) -> Result<Hea
 
 /// The offset of the next batch that checks, in a segment's bytes from `from` on.
 pub(crate) fn find_batch(segment_bytes: &[u8], from: usize, segment: SegmentId) -> Option<usize> {
+    find_batch_at(segment_bytes, from, segment, 0)
+}
+
+/// The same in a part of the segment that begins at `start`; also what is returned counts from there.
+pub(crate) fn find_batch_at(segment_bytes: &[u8], from: usize, segment: SegmentId, start: u64) -> Option<usize> {
     let mut batch = [0; BATCH_LEN];
     seal(&mut batch, &Head::BATCH);
     let pattern = &batch[8..HEAD_LEN];
     let mut at = from;
     while at + BATCH_LEN <= segment_bytes.len() {
         // The pattern's first byte is the only one of its kind in it, and rare in the zeros behind the log's end.
-        let start = &segment_bytes[at + 8..];
-        let skip = start.iter().position(|&byte| byte == pattern[0])?;
+        let rest = &segment_bytes[at + 8..];
+        let skip = rest.iter().position(|&byte| byte == pattern[0])?;
         at += skip;
         let is_batch = segment_bytes.len() >= at + BATCH_LEN && &segment_bytes[at + 8..at + HEAD_LEN] == pattern;
-        if is_batch && check(&segment_bytes[at..], segment, at as u64).is_ok() {
+        if is_batch && check(&segment_bytes[at..], segment, start + at as u64).is_ok() {
             return Some(at);
         }
         at += 1;

@@ -39,6 +39,7 @@ mod stats;
 mod suspects;
 mod table;
 mod update;
+mod verify;
 mod view;
 mod writer;
 
@@ -55,3 +56,4 @@ pub use reading::{ScanRange, Visited};
 pub use recovery::Recovery;
 pub use stats::Stats;
 pub use suspects::Suspects;
+pub use verify::{Verification, verify};

@@ -42,7 +42,7 @@ impl Engine {
         let mut wake = false;
         let updated = self.update_under_lock(key, record, stored_at, rule, &mut wake);
         if wake {
-            self.log.wake();
+            self.log.announce();
         }
         if updated.is_err() {
             count(&self.counters.refused, 1);

@@ -29,7 +29,7 @@ pub(crate) struct Writer {
 
 impl Engine {
     /// The writer's step: writes everything that was appended, in one go, syncs once, and publishes [`durable_upto`](Self::durable_upto). What is
-    /// appended meanwhile waits for the next call. Also makes room ahead. False: nothing was pending.
+    /// appended meanwhile waits for the next call. Also makes room ahead. True: call it again, nobody is woken before. False: nothing was pending.
     ///
     /// # Errors
     /// The engine is poisoned now. `durable_upto` may have risen all the same, and holds.
@@ -53,7 +53,7 @@ impl Engine {
     /// Writes what is pending, and notes durably that the log is whole up to its end: damage of the last batches can then be told from a torn
     /// write, too. For a shutdown in order; the engine may be used further. Not closing loses nothing.
     pub fn close(&self) -> Result<(), WriteError> {
-        self.write_pending()?;
+        while self.write_pending()? {}
         let mut writer = self.writer.lock().expect("no writer panics");
         if writer.is_dirty {
             self.sync(&mut writer).inspect_err(|_| self.log.poison())?;

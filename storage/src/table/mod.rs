@@ -33,6 +33,7 @@ mod reader;
 mod varint;
 mod writer;
 
+pub(crate) use block::BlockCursor;
 pub(crate) use merging::{Merging, Source};
 pub(crate) use reader::{BlockCache, RunCursor, Table, block_cache};
 pub(crate) use varint::{put_varint, take_varint};

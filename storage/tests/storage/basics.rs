@@ -288,6 +288,34 @@ fn the_waker_is_called_once_for_each_time_something_is_pending() {
 }
 
 #[test]
+fn the_waker_of_a_turn_is_called_at_its_end_and_never_while_the_writer_is_busy() {
+    let (engine, _) = open(&MemoryDisk::new());
+    let calls = Arc::new(AtomicU64::new(0));
+    let counter = calls.clone();
+    engine.set_turn_waker(Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }));
+    let put = |n: u64| store(&engine, key(1, b"a"), &record(n, "")).expect("stores");
+    let called = || calls.load(Ordering::Relaxed);
+    put(1);
+    put(2);
+    assert_eq!(called(), 0);
+    engine.end_turn();
+    engine.end_turn();
+    assert_eq!(called(), 1);
+    assert!(engine.write_pending().expect("writes"));
+    // The writer comes again by itself.
+    put(3);
+    engine.end_turn();
+    assert_eq!(called(), 1);
+    assert!(engine.write_pending().expect("writes"));
+    assert!(!engine.write_pending().expect("nothing to write"));
+    put(4);
+    engine.end_turn();
+    assert_eq!(called(), 2);
+}
+
+#[test]
 fn without_sync_only_promises_and_accepts_are_synced() {
     let disk = MemoryDisk::new();
     let options = Options { sync: Sync::Never, ..SMALL };

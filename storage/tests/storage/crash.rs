@@ -37,6 +37,7 @@ pub(crate) struct World {
     pub(crate) refused: u64,
     /// Steps of upkeep that did something, and that failed.
     pub(crate) maintained: u64,
+    pub(crate) collected: u64,
     pub(crate) refused_upkeep: u64,
     has_failed: bool,
 }
@@ -61,6 +62,7 @@ impl World {
             label,
             refused,
             maintained: 0,
+            collected: 0,
             refused_upkeep: 0,
             has_failed: false,
         }
@@ -176,7 +178,10 @@ impl World {
             let slice = 1 + self.random.below(600);
             let Some(engine) = &self.engine else { return };
             match engine.maintain(slice) {
-                Ok(true) => self.maintained += 1,
+                Ok(true) => {
+                    self.maintained += 1;
+                    self.collected = self.collected.max(engine.stats().collected);
+                }
                 Ok(false) => break,
                 // Of a failure short of the manifest it recovers by itself.
                 Err(_) if !engine.is_poisoned() && !self.disk.is_stopped() => self.refused_upkeep += 1,
@@ -344,12 +349,12 @@ fn apply(state: &mut State, number: usize, operation: &Operation) {
 }
 
 /// Runs, stops at the `stop`th operation of the disk, crashes, recovers, goes on, and crashes again.
-fn run(seed: u64, options: Options, stop: u64, maintained: &mut u64) -> bool {
+fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64)) -> bool {
     let mut world = World::new(seed, options, format!("seed {seed}, {:?}, stop {stop}", options.sync));
     world.disk.stop_at(stop);
     world.run(STEPS);
     let stopped = world.disk.is_stopped();
-    *maintained += world.maintained;
+    *upkeep = (upkeep.0 + world.maintained, upkeep.1 + world.collected);
     match stop % 3 {
         0 => world.crash_twice(stop, 1 + seed.wrapping_mul(stop) % 25),
         _ => world.crash(stop),
@@ -364,16 +369,18 @@ const STEPS: usize = 130;
 
 #[test]
 fn every_stop_of_every_run() {
-    let (mut runs, mut maintained) = (0, 0);
+    let (mut runs, mut upkeep) = (0, (0, 0));
     for seed in 0..4 {
         let sync = if seed % 3 == 2 { Sync::Never } else { Sync::Always };
         let options = Options { sync, ..TINY };
         let mut stop = 1;
-        while run(seed, options, stop, &mut maintained) {
+        while run(seed, options, stop, &mut upkeep) {
             stop += 1;
         }
         runs += stop;
     }
     println!("{runs} runs");
-    assert!(runs > 800 && maintained > runs, "{runs} runs, {maintained} steps of upkeep: too few to prove anything");
+    let (maintained, collected) = upkeep;
+    println!("{maintained} steps of upkeep, {collected} segments collected");
+    assert!(runs > 800 && maintained > runs && collected > runs / 4, "too few to prove anything");
 }

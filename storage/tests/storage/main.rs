@@ -8,3 +8,4 @@ mod rot;
 mod support;
 mod tables;
 mod threads;
+mod verify;

@@ -77,7 +77,7 @@ pub(crate) fn maintain(engine: &Engine) {
 }
 
 pub(crate) fn flush(engine: &Engine) {
-    engine.write_pending().expect("writes");
+    while engine.write_pending().expect("writes") {}
     assert_eq!(engine.durable_upto(), engine.end());
 }
 
