@@ -35,6 +35,7 @@ mod references;
 mod replay;
 mod room;
 mod segment;
+mod snapshot;
 mod stats;
 mod suspects;
 mod table;

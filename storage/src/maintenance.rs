@@ -124,7 +124,11 @@ impl Engine {
     }
 
     /// None: nothing is to be flushed, or nothing can be now.
-    fn flush_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<Option<bool>, WriteError> {
+    pub(crate) fn flush_step(
+        &self,
+        maintenance: &mut Maintenance,
+        slice_bytes: u64,
+    ) -> Result<Option<bool>, WriteError> {
         if self.is_flush_due() && maintenance.flush.is_none() && self.view().frozen.is_empty() {
             self.freeze();
         }

@@ -104,7 +104,7 @@ impl Manifest {
         replace_blob(disk, MANIFEST)
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + 65 * self.segments.len() + 9 * self.tables.len());
         out.extend_from_slice(&NO_COUNT.to_le_bytes());
         out.extend_from_slice(&VERSION.to_le_bytes());

@@ -73,6 +73,14 @@ impl Disk for FileDisk {
         std::fs::rename(self.dir.join(from), self.dir.join(to))
     }
 
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::hard_link(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        std::fs::create_dir_all(self.dir.join(dir))
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         std::fs::remove_file(self.dir.join(name))
     }

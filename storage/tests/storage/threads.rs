@@ -75,6 +75,80 @@ fn writers_share_their_syncs() {
     assert_eq!(seen, WRITERS * EACH);
 }
 
+/// Readers, writers, the log writer and upkeep that flushes, merges and collects all the time: whoever reads finds what was last written.
+#[test]
+fn what_is_moved_is_found() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = Options {
+        segment_bytes: 32 << 10,
+        pending_limit_bytes: 32 << 10,
+        inline_bytes: 64,
+        memtable_bytes: 4 << 10,
+        table_bytes: 8 << 10,
+        cache_bytes: 16 << 10,
+        sync: dunlin_storage::Sync::Never,
+        ..Options::default()
+    };
+    let engine = Engine::open(Arc::new(FileDisk::open(dir.path()).expect("opens")), options).expect("opens").0;
+    let is_done = AtomicBool::new(false);
+    let len = |n: u64| if n.is_multiple_of(2) { 40 } else { 400 };
+    let keys = 40u64;
+    thread::scope(|scope| {
+        let (engine, is_done) = (&engine, &is_done);
+        scope.spawn(move || {
+            while !is_done.load(Ordering::Acquire) {
+                if engine.wait_pending(Duration::from_millis(5)) {
+                    engine.write_pending().expect("writes");
+                }
+            }
+        });
+        scope.spawn(move || {
+            while !is_done.load(Ordering::Acquire) {
+                if !engine.maintain(1000).expect("maintains") {
+                    thread::yield_now();
+                }
+            }
+        });
+        let readers: Vec<_> = (0..2u64)
+            .map(|reader| {
+                scope.spawn(move || {
+                    let (mut reads, mut last) = (0u64, vec![0; keys as usize]);
+                    while !is_done.load(Ordering::Acquire) {
+                        let number = (reads * 7 + reader) % keys;
+                        let name = number.to_be_bytes();
+                        let at = key((number % 3) as u16, &name);
+                        let (entry, stored) = engine.get(at).expect("reads");
+                        if let Some(stored) = stored {
+                            let n = entry.register.head().stamp.wall().0;
+                            let value = stored.content.bytes().expect("a value").clone();
+                            assert!(value.iter().all(|byte| *byte == n as u8) && value.len() == len(n));
+                            assert!(n >= last[number as usize], "{number} went back to {n}");
+                            last[number as usize] = n;
+                        }
+                        reads += 1;
+                    }
+                    assert!(reads > 100);
+                })
+            })
+            .collect();
+        for n in 1..6000u64 {
+            let name = (n % keys).to_be_bytes();
+            let at = key((n % keys % 3) as u16, &name);
+            while let Err(error) = store(engine, at, &record(n, vec![n as u8; len(n)])) {
+                assert!(matches!(error, dunlin_storage::WriteError::Overloaded), "{error}");
+                thread::yield_now();
+            }
+        }
+        is_done.store(true, Ordering::Release);
+        for reader in readers {
+            reader.join().expect("no panic");
+        }
+    });
+    let stats = engine.stats();
+    assert!(stats.flushes > 5 && stats.merges > 2 && stats.collected > 2, "{stats:?}");
+    assert_eq!(stats.keys, keys);
+}
+
 type Hook = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 
 /// A disk that calls a hook in the middle of each write and sync of the log.
@@ -106,6 +180,12 @@ impl Disk for Hooked {
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.disk.rename(from, to)
+    }
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.make_dir(dir)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.disk.remove(name)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dunlin_protocol::{KeyspaceId, PartitionId};
-use dunlin_storage::{Engine, MemoryDisk, ScanRange, verify};
+use dunlin_storage::{Engine, FileDisk, MemoryDisk, ScanRange, verify};
 
 use crate::support::{Random, TINY, flush, key, look, maintain, record, store};
 use crate::tables::{check, churn, open_with};
@@ -147,4 +147,45 @@ fn damage_in_the_cold_is_found_by_a_running_check() {
     maintain(&engine);
     drop(engine);
     assert!(Engine::open(Arc::new(disk), TINY).expect("opens").1.suspects.contains(PartitionId(3)));
+}
+
+#[test]
+fn a_snapshot_is_a_directory_of_its_own() {
+    let disk = MemoryDisk::new();
+    let (mut random, mut model, mut n) = (Random(5), Model::new(), 0);
+    let engine = open_with(&disk, TINY);
+    churn(&engine, &mut random, &mut model, 400, &mut n);
+    let early = engine.snapshot("early").expect("asks");
+    flush(&engine);
+    assert!(!early && engine.snapshot("early").expect("makes a snapshot"), "the log has to be written first");
+    let before = model.clone();
+    churn(&engine, &mut random, &mut model, 600, &mut n);
+    flush(&engine);
+    maintain(&engine);
+    let files =
+        || disk.names().into_iter().filter_map(|name| Some((name.strip_prefix("snapshots/early/")?.to_owned(), name)));
+    let apart = MemoryDisk::new();
+    files().for_each(|(name, whole)| apart.insert(&name, &disk.contents(&whole).expect("there")));
+    assert_eq!(verify(&apart).expect("reads").damaged, []);
+    check(&open_with(&apart, TINY), &before);
+    check(&engine, &model);
+    engine.remove_snapshot("early").expect("removes");
+    assert_eq!(files().count(), 0);
+    drop(engine);
+    disk.crash(1);
+    check(&open_with(&disk, TINY), &model);
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let engine = Engine::open(Arc::new(FileDisk::open(dir.path()).expect("opens")), TINY).expect("opens").0;
+    let (mut model, mut n) = (Model::new(), 0);
+    churn(&engine, &mut random, &mut model, 300, &mut n);
+    flush(&engine);
+    assert!(engine.snapshot("one").expect("makes a snapshot"));
+    let before = model.clone();
+    churn(&engine, &mut random, &mut model, 300, &mut n);
+    let snapshot = FileDisk::open(dir.path().join("snapshots/one")).expect("opens");
+    let copied = Engine::open(Arc::new(snapshot), TINY).expect("opens").0;
+    check(&copied, &before);
+    churn(&copied, &mut random, &mut before.clone(), 300, &mut n);
+    check(&engine, &model);
 }
