@@ -21,6 +21,7 @@ use crate::references::Segments;
 use crate::stats::Stats;
 use crate::suspects::Suspects;
 use crate::table::{BlockCache, block_cache};
+use crate::verify::Scrub;
 use crate::view::View;
 use crate::writer::Writer;
 
@@ -88,6 +89,8 @@ pub struct Engine {
     pub(crate) writer: Mutex<Writer>,
     /// Held across I/O by `maintain`.
     pub(crate) maintenance: Mutex<Maintenance>,
+    /// Held across I/O by `scrub`.
+    pub(crate) scrub: Mutex<Scrub>,
     pub(crate) durable_upto: AtomicU64,
     pub(crate) keys: AtomicU64,
     pub(crate) next_segment: AtomicU64,
@@ -150,6 +153,7 @@ impl Engine {
             blocks: block_cache(options.cache_bytes),
             writer: Mutex::new(writer),
             maintenance: Mutex::default(),
+            scrub: Mutex::default(),
             durable_upto: AtomicU64::new(end),
             keys: AtomicU64::new(keys),
             next_segment: AtomicU64::new(next_segment),

@@ -57,4 +57,4 @@ pub use reading::{ScanRange, Visited};
 pub use recovery::Recovery;
 pub use stats::Stats;
 pub use suspects::Suspects;
-pub use verify::{Verification, verify};
+pub use verify::{Scrubbed, Verification, verify};

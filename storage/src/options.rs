@@ -38,7 +38,7 @@ pub struct Options {
     pub memtable_bytes: u64,
     /// A table is not made longer than this. 1 KiB to 1 GiB. Default: 64 MiB.
     pub table_bytes: u64,
-    /// Blocks of tables that were read are kept, up to this. Default: 64 MiB.
+    /// Blocks of tables that were read are kept, up to this. Default: 96 MiB.
     pub cache_bytes: u64,
     /// A segment is collected when of its bytes more than this share, in hundredths, are dead. 1 to 100. Default: 20.
     pub garbage_percent: u8,
@@ -55,7 +55,7 @@ impl Default for Options {
             inline_bytes: 512,
             memtable_bytes: 64 << 20,
             table_bytes: 64 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 96 << 20,
             garbage_percent: 20,
         }
     }

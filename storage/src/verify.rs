@@ -72,6 +72,95 @@ impl Engine {
     }
 }
 
+/// Where the scrubber is: everything is read again and again, a little at a time.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Scrub {
+    /// In the tables, from this one's block on; or else in the segments, from this one's offset on.
+    is_in_segments: bool,
+    id: u64,
+    at: u64,
+}
+
+/// What a step of the scrubber did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Scrubbed {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Whether everything was read once since the last time.
+    pub ended: bool,
+    /// What is damaged: suspect now, durably with the next step of upkeep.
+    pub damaged: Vec<Damage>,
+}
+
+impl Engine {
+    /// The scrubber's step: reads and checks the next part, of about so many bytes, of what is not written to any more. Its owner calls it at the
+    /// rate at which everything is to be read once, say, a week.
+    ///
+    /// # Errors
+    /// A file cannot be read; the next step tries the next one.
+    pub fn scrub(&self, slice_bytes: u64) -> Result<Scrubbed, OpenError> {
+        let mut scrub = self.scrub.lock().expect("the scrubber does not panic");
+        let manifest = self.lock_manifest().clone();
+        let synced_upto = manifest.position;
+        let (findings, found) = (Findings::default(), Verification::default());
+        let mut check = Check { disk: &*self.disk, manifest: &manifest, synced_upto, findings, found };
+        let mut ended = false;
+        while check.found.bytes < slice_bytes && !ended {
+            ended = match scrub.is_in_segments {
+                false => self.scrub_table(&mut check, &mut scrub)?,
+                true => self.scrub_segment(&mut check, &mut scrub, slice_bytes)?,
+            };
+        }
+        for damage in &check.findings.damaged {
+            self.note_damage(&ReadError::Damaged(damage.clone()));
+        }
+        Ok(Scrubbed { bytes: check.found.bytes, ended, damaged: check.findings.damaged })
+    }
+
+    fn scrub_table(&self, check: &mut Check<'_>, scrub: &mut Scrub) -> Result<bool, OpenError> {
+        let view = self.view();
+        let Some(table) = view.levels.tables().filter(|t| t.id().0 >= scrub.id).min_by_key(|t| t.id()) else {
+            *scrub = Scrub { is_in_segments: true, ..Scrub::default() };
+            return Ok(false);
+        };
+        let number = if table.id().0 == scrub.id { scrub.at as usize } else { 0 };
+        *scrub = match number + 1 < table.blocks() {
+            true => Scrub { id: table.id().0, at: number as u64 + 1, ..*scrub },
+            false => Scrub { id: table.id().0 + 1, at: 0, ..*scrub },
+        };
+        check.found.bytes += crate::table::BLOCK_LEN as u64;
+        match table.read_block(number) {
+            Ok(_) => Ok(false),
+            Err(ReadError::Damaged(damage)) => {
+                check.findings.add(damage);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether that was the last one.
+    fn scrub_segment(&self, check: &mut Check<'_>, scrub: &mut Scrub, slice: u64) -> Result<bool, OpenError> {
+        let position = check.manifest.position;
+        let mut rest = check.manifest.segments.range(SegmentId(scrub.id)..);
+        let Some((&id, _)) = rest.find(|(_, listing)| listing.is_behind(position)) else {
+            *scrub = Scrub::default();
+            return Ok(true);
+        };
+        let start = if id.0 == scrub.id { scrub.at.max(SEGMENT_HEADER_LEN as u64) } else { SEGMENT_HEADER_LEN as u64 };
+        // Next time the one behind it, whatever happens here.
+        *scrub = Scrub { id: id.0 + 1, at: 0, ..*scrub };
+        // One that was collected meanwhile is gone.
+        let Some(segment) = self.segments.get(id) else { return Ok(false) };
+        let end = segment.written();
+        let stopped = check.frames(&*segment.file, id, start, end, start + slice)?;
+        if stopped < end {
+            *scrub = Scrub { id: id.0, at: stopped, ..*scrub };
+        }
+        Ok(false)
+    }
+}
+
 fn verify_listed(disk: &dyn Disk, manifest: &Manifest) -> Result<Verification, OpenError> {
     let synced_upto = manifest.segments.values().map(|listing| listing.synced_upto).max().unwrap_or(0);
     let synced_upto = synced_upto.max(manifest.position);
@@ -148,14 +237,26 @@ impl Check<'_> {
         if len < end {
             self.damage(name.clone(), len, DamageKind::Missing, (end, len), Affected::Everything);
         }
-        self.frames(&*file, id, end.min(len))
+        self.frames(&*file, id, SEGMENT_HEADER_LEN as u64, end.min(len), u64::MAX)?;
+        Ok(())
     }
 
-    fn frames(&mut self, file: &dyn DiskFile, id: SegmentId, end: u64) -> Result<(), OpenError> {
+    /// Checks the frames from an offset on, until one begins at `limit` or behind. Returns where it stopped; `end` or more: there are no more.
+    fn frames(
+        &mut self,
+        file: &dyn DiskFile,
+        id: SegmentId,
+        mut start: u64,
+        end: u64,
+        limit: u64,
+    ) -> Result<u64, OpenError> {
         let name = id.file_name();
-        let (mut start, mut at) = (SEGMENT_HEADER_LEN as u64, 0);
+        let mut at = 0;
         let mut bytes = Vec::new();
         loop {
+            if start + at as u64 >= limit {
+                return Ok(start + at as u64);
+            }
             let is_last = start + bytes.len() as u64 >= end;
             if !is_last && bytes.len() - at < MAX_FRAME_LEN {
                 start += at as u64;
@@ -165,12 +266,12 @@ impl Check<'_> {
                 self.found.bytes += read as u64;
                 at = 0;
                 if read == 0 {
-                    return Ok(());
+                    return Ok(end);
                 }
                 continue;
             }
             if bytes.len() - at < HEAD_LEN {
-                return Ok(());
+                return Ok(end);
             }
             let offset = start + at as u64;
             match frame::check(&bytes[at..], id, offset) {
@@ -179,7 +280,7 @@ impl Check<'_> {
                     at += head.len as usize;
                 }
                 // Allocated and never used: the file was left and not cut off.
-                Err(_) if bytes[at..].iter().all(|&byte| byte == 0) => return Ok(()),
+                Err(_) if bytes[at..].iter().all(|&byte| byte == 0) => return Ok(end),
                 Err(bad) => {
                     let sums = (bad.expected.into(), bad.found.into());
                     let affected = match bad.head {
@@ -195,7 +296,7 @@ impl Check<'_> {
                     };
                     match next {
                         Some(next) if next <= bytes.len() => at = next,
-                        _ => return Ok(()),
+                        _ => return Ok(end),
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! `View`: what lies below the memtable, at one moment.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -86,22 +87,26 @@ impl View {
                 return Glance::Found(body, position);
             }
         }
-        match self.candidates(key, hash).next() {
-            Some(_) => Glance::Unknown,
-            None => Glance::Absent,
-        }
+        let is_possible = self.try_tables(key, hash, |_| ControlFlow::Break(()));
+        if is_possible.is_break() { Glance::Unknown } else { Glance::Absent }
     }
 
-    /// The tables that may have a key, the newest first.
-    fn candidates<'a>(&'a self, key: &'a [u8], hash: u64) -> impl Iterator<Item = &'a Arc<Table>> {
-        let of_level = move |(level, tables): (usize, &'a Arc<[Arc<Table>]>)| match level {
-            0 => tables.iter(),
-            _ => {
-                let at = tables.partition_point(|table| *table.meta().largest < *key);
-                tables[at..tables.len().min(at + 1)].iter()
+    /// Calls with the tables that may have a key, the newest first.
+    #[inline]
+    fn try_tables<T>(&self, key: &[u8], hash: u64, mut call: impl FnMut(&Table) -> ControlFlow<T>) -> ControlFlow<T> {
+        for (level, tables) in self.levels.0.iter().enumerate() {
+            let tables = match level {
+                0 => &tables[..],
+                _ => {
+                    let at = tables.partition_point(|table| *table.meta().largest < *key);
+                    &tables[at..tables.len().min(at + 1)]
+                }
+            };
+            for table in tables.iter().filter(|table| table.may_contain(key, hash)) {
+                call(table)?;
             }
-        };
-        self.levels.0.iter().enumerate().flat_map(of_level).filter(move |table| table.may_contain(key, hash))
+        }
+        ControlFlow::Continue(())
     }
 
     /// Finds a key in the tables, after [`glance`](Self::glance).
@@ -111,12 +116,12 @@ impl View {
         hash: u64,
         blocks: &BlockCache,
     ) -> Result<Option<Bytes>, ReadError> {
-        for table in self.candidates(key, hash) {
-            if let Some(found) = table.get(key, blocks)? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+        let found = self.try_tables(key, hash, |table| match table.get(key, blocks) {
+            Ok(None) => ControlFlow::Continue(()),
+            Ok(Some(body)) => ControlFlow::Break(Ok(body)),
+            Err(error) => ControlFlow::Break(Err(error)),
+        });
+        found.break_value().transpose()
     }
 
     /// Finds a key anywhere.

@@ -1,5 +1,7 @@
 //! Blocks: the sorted entries that are read in one go.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 
 use super::varint::{put_varint, take_varint};
@@ -97,6 +99,51 @@ impl Block {
         &self.bytes
     }
 
+    /// The last restart at or below a key, or the first one.
+    fn restart_before(&self, key: &[u8]) -> Result<usize, Malformed> {
+        let (mut low, mut high) = (0, self.restarts);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let entry = self.entry(self.restart(middle))?;
+            if entry.shared > 0 {
+                return Err(Malformed);
+            }
+            match &self.bytes[entry.key_at..entry.body_at] <= key {
+                true => low = middle,
+                false => high = middle,
+            }
+        }
+        Ok(self.restart(low))
+    }
+
+    /// The body of a key's entry. Puts no key together: how much of the wanted key the last one matched, and how much the next one shares with
+    /// that, tell most of it.
+    pub(crate) fn find(&self, key: &[u8]) -> Result<Option<Bytes>, Malformed> {
+        let mut at = self.restart_before(key)?;
+        let mut matched = 0;
+        while at < self.entries_end {
+            let entry = self.entry(at)?;
+            at = entry.end;
+            match entry.shared.cmp(&matched) {
+                // It differs where the last one did, and lies below the key still.
+                Ordering::Greater => continue,
+                // It is greater than the last one where that matched.
+                Ordering::Less => return Ok(None),
+                Ordering::Equal => {}
+            }
+            let rest = &self.bytes[entry.key_at..entry.body_at];
+            let wanted = key.get(matched..).ok_or(Malformed)?;
+            let more = rest.iter().zip(wanted).take_while(|(a, b)| a == b).count();
+            match (rest.get(more), wanted.get(more)) {
+                (None, None) => return Ok(Some(self.bytes.slice(entry.body_at..entry.end))),
+                (Some(a), Some(b)) if a > b => return Ok(None),
+                (Some(_), None) => return Ok(None),
+                (None, Some(_)) | (Some(_), Some(_)) => matched += more,
+            }
+        }
+        Ok(None)
+    }
+
     fn restart(&self, i: usize) -> usize {
         let at = self.entries_end + 2 * i;
         usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
@@ -149,20 +196,7 @@ impl BlockCursor {
 
     /// At the first entry whose key is at or above `key`, or at none.
     pub(crate) fn seek(block: Block, key: &[u8]) -> Result<Self, Malformed> {
-        let (mut low, mut high) = (0, block.restarts);
-        // The last restart at or below the key, or the first one.
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            let entry = block.entry(block.restart(middle))?;
-            if entry.shared > 0 {
-                return Err(Malformed);
-            }
-            match &block.bytes[entry.key_at..entry.body_at] <= key {
-                true => low = middle,
-                false => high = middle,
-            }
-        }
-        let next = block.restart(low);
+        let next = block.restart_before(key)?;
         let mut cursor = Self { block, key: Vec::with_capacity(key.len() + 8), body: 0..0, next, is_valid: false };
         cursor.advance()?;
         while cursor.is_valid && *cursor.key < *key {
@@ -178,10 +212,6 @@ impl BlockCursor {
 
     pub(crate) fn body(&self) -> &[u8] {
         &self.block.bytes[self.body.clone()]
-    }
-
-    pub(crate) fn body_bytes(&self) -> Bytes {
-        self.block.bytes.slice(self.body.clone())
     }
 
     #[inline]

@@ -155,8 +155,7 @@ impl Table {
                 block
             }
         };
-        let cursor = BlockCursor::seek(block, key).map_err(|Malformed| self.malformed(number))?;
-        Ok((cursor.key() == Some(key)).then(|| cursor.body_bytes()))
+        block.find(key).map_err(|Malformed| self.malformed(number))
     }
 
     /// Reads and checks a block.

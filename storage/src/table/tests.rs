@@ -185,6 +185,7 @@ proptest! {
         let mut sealed = bytes.clone();
         sealed.extend_from_slice(&checksum(&bytes, ID, 0).to_le_bytes());
         if let Ok(block) = Block::check(sealed.into(), ID, 0) {
+            let _ = block.find(&key);
             let _ = BlockCursor::seek(block.clone(), &key);
             if let Ok(mut cursor) = BlockCursor::first(block) {
                 while cursor.key().is_some() && cursor.advance().is_ok() {}
@@ -206,6 +207,7 @@ proptest! {
         let crc = checksum(&bytes, ID, 0);
         bytes.extend_from_slice(&crc.to_le_bytes());
         if let Ok(block) = Block::check(bytes.into(), ID, 0) {
+            let _ = block.find(&key);
             let _ = BlockCursor::seek(block.clone(), &key);
             if let Ok(mut cursor) = BlockCursor::first(block) {
                 while cursor.key().is_some() && cursor.advance().is_ok() {}

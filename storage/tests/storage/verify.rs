@@ -131,7 +131,8 @@ fn damage_in_the_cold_is_found_by_a_running_check() {
     let disk = MemoryDisk::new();
     let engine = open_with(&disk, TINY);
     for n in 0..60u64 {
-        if store(&engine, key(3, &n.to_be_bytes()), &record(n + 1, [1; 90])).is_err() {
+        if store(&engine, key(3, &n.to_be_bytes()), &record(n + 1, vec![1; if n % 5 == 0 { 300 } else { 90 }])).is_err()
+        {
             flush(&engine);
             maintain(&engine);
         }
@@ -140,7 +141,22 @@ fn damage_in_the_cold_is_found_by_a_running_check() {
     maintain(&engine);
     assert_eq!(engine.verify().expect("reads").damaged, []);
     let table = disk.names().into_iter().find(|name| name.ends_with(".tbl")).expect("a table");
+    let scrub = || {
+        let (mut bytes, mut damaged) = (0, Vec::new());
+        loop {
+            let step = engine.scrub(700).expect("reads");
+            bytes += step.bytes;
+            damaged.extend(step.damaged);
+            if step.ended {
+                return (bytes, damaged);
+            }
+        }
+    };
+    let (bytes, damaged) = scrub();
+    assert!(bytes >= engine.stats().live_segment_bytes && damaged.is_empty());
     disk.flip_bit(&table, 800);
+    assert_eq!(scrub().1.len(), 1);
+    assert!(engine.suspect_partitions().contains(PartitionId(3)));
     assert_eq!(engine.verify().expect("reads").damage_count, 1);
     assert!(engine.suspect_partitions().contains(PartitionId(3)) && !engine.suspect_partitions().is_all());
     assert!(look(&engine, key(3, &59u64.to_be_bytes())).register.record.is_some());
