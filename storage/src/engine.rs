@@ -137,9 +137,17 @@ impl Engine {
         let options = options.check()?;
         let opened = Opened::open(&*disk, &options)?;
         let Opened { segments, manifest, memtable, view, keys, tail, end, next, recovery } = opened;
+        let left = Vec::new();
         let (next_segment, covered) = (manifest.next_segment, manifest.position);
-        let writer =
-            Writer { current: tail.segment.clone(), end: tail.offset, is_dirty: false, synced: end, zeroed: 0, next };
+        let writer = Writer {
+            current: tail.segment.clone(),
+            end: tail.offset,
+            is_dirty: false,
+            synced: end,
+            zeroed: 0,
+            next,
+            left,
+        };
         let engine = Self {
             log: Log::new(tail, end, &options),
             disk,

@@ -35,6 +35,8 @@ pub enum DamageKind {
     Missing,
     /// The file is not there at all; 1 file expected, 0 found.
     MissingFile,
+    /// The length that the file has at least, and the one it has.
+    CutShort,
     /// The id of the segment that the file should be and that it says it is.
     SwappedFile,
     /// The checksum fits (it is in both fields), but the contents make no sense.
@@ -70,6 +72,7 @@ impl fmt::Display for Damage {
             DamageKind::Missing => {
                 write!(f, "{file} at {offset}: the log ends at {found} where {expected} was expected")?;
             }
+            DamageKind::CutShort => write!(f, "{file} has {found} bytes where at least {expected} were expected")?,
             DamageKind::MissingFile => write!(f, "{file} is missing")?,
             DamageKind::SwappedFile => write!(f, "{file} holds segment {found:x} where {expected:x} was expected")?,
             DamageKind::Malformed => write!(f, "{file} at {offset}: malformed contents under a valid checksum")?,

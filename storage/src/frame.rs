@@ -77,6 +77,8 @@ pub(crate) enum Kind {
     /// [`Change::Forget`].
     Drop = 7,
     Purge = 10,
+    /// Nothing more: see [`seal_end`].
+    Seal = 11,
 }
 
 impl Kind {
@@ -269,6 +271,15 @@ fn seal(item: &mut [u8], head: &Head) {
     item[4..8].copy_from_slice(&start.to_le_bytes());
 }
 
+/// The item, a head only, that ends a segment which is about to be cut off behind it: a file that is too short and does not end with one
+/// has lost something.
+pub(crate) fn seal_end(segment: SegmentId, offset: u64) -> [u8; HEAD_LEN] {
+    let mut item = [0; HEAD_LEN];
+    seal(&mut item, &Head { len: HEAD_LEN as u32, kind: Kind::Seal as u8, ..Head::BATCH });
+    set_place(&mut item, segment, offset);
+    item
+}
+
 /// Masks the checksums of an item that was just encoded for the place where it will lie. Cheap: it does not read the item.
 pub(crate) fn set_place(item: &mut [u8], segment: SegmentId, offset: u64) {
     let mask = mask(segment, offset);
@@ -361,6 +372,10 @@ impl Head {
         }
     }
 
+    pub(crate) fn is_seal(&self) -> bool {
+        self.kind == Kind::Seal as u8
+    }
+
     pub(crate) fn is_batch(&self) -> bool {
         self.kind == Kind::Batch as u8
     }
@@ -399,7 +414,7 @@ impl<'a> Frame<'a> {
         let ballot = if has(BALLOT) { reader.stamp()? } else { Stamp::ZERO };
         let promised = if has(PROMISED) { reader.stamp()? } else { ballot };
         let change = match kind {
-            Kind::Batch => return Err(Malformed),
+            Kind::Batch | Kind::Seal => return Err(Malformed),
             Kind::Record | Kind::Tombstone => Change::Store { ballot },
             Kind::Promise => Change::Promise { ballot },
             Kind::Accept => Change::Accept { ballot, promised },

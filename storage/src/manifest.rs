@@ -62,6 +62,12 @@ impl Listing {
         self.base < 1 << 62 && self.capacity < 1 << 40
     }
 
+    /// Whether a file of this length was cut short. What was cut off behind the first allocation, of frames that no later batch says were synced,
+    /// still passes for a torn tail.
+    pub(crate) fn is_cut_short(&self, len: u64) -> bool {
+        len < if self.end > 0 { self.end } else { self.least_len }
+    }
+
     /// Whether all its frames lie before a position of the log; those of a cold one always do.
     pub(crate) fn is_behind(&self, position: u64) -> bool {
         self.is_cold || self.base + self.capacity <= position

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::blob;
 use crate::disk::{Disk, DiskFile, read_all, write_all};
-use crate::error::{Affected, Damage, DamageKind, FileError, OpenError};
-use crate::frame::{BATCH_LEN, Batch};
+use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, is_disk_full};
+use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, check, seal_end};
 use crate::log::Tail;
 use crate::manifest::{Listing, MANIFEST, Manifest};
 use crate::memtable::Memtable;
@@ -20,7 +20,7 @@ use crate::options::Options;
 use crate::place::{SEGMENTS_DIR, SegmentId};
 use crate::references::Segments;
 use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
-use crate::room::Next;
+use crate::room::{FIRST_ALLOCATION, Next};
 use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader};
 use crate::suspects::Suspects;
 use crate::table::{TABLES_DIR, Table, TableId, block_cache};
@@ -137,20 +137,23 @@ impl Opened {
                 }
                 None => {
                     let len = file.len().map_err(OpenError::io(id.file_name()))?;
-                    if len < listing.end {
-                        let (file, kind, affected) = (id.file_name(), DamageKind::Missing, Affected::Everything);
-                        findings.add(Damage { file, offset: len, kind, expected: listing.end, found: len, affected });
-                    }
                     if listing.end > 0 { listing.end } else { len }
                 }
             };
+            if let Some(listed) = manifest.segments.get_mut(&id)
+                && replayed.contains_key(&id)
+                && is_whole
+            {
+                listed.end = written;
+            }
             let listing = Listing { live: live(id), ..*listing };
             segments.insert(id, Arc::new(Segment::new(id, &listing, file.clone(), written)));
         }
         let Tail { segment, .. } = &tail;
         segment.set_live(live(segment.id));
         let Segment { base, capacity, .. } = **segment;
-        let listing = Listing { base, capacity, cut, synced_upto: end, ..Listing::default() };
+        let least_len = tail.reserved;
+        let listing = Listing { base, capacity, cut, synced_upto: end, least_len, ..Listing::default() };
         manifest.segments.insert(segment.id, listing);
         manifest.next_segment = segment.id.0 + 1;
         for affected in findings.suspects.named().map(Affected::Partition) {
@@ -308,9 +311,23 @@ fn find_segments(
             }
             Err(damage) => findings.add(damage),
         }
+        let len = file.len().map_err(OpenError::io(id.file_name()))?;
+        if listing.is_cut_short(len) && !ends_with_seal(&*file, id, len).map_err(OpenError::io(id.file_name()))? {
+            let expected = if listing.end > 0 { listing.end } else { listing.least_len };
+            let (file, kind, affected) = (id.file_name(), DamageKind::CutShort, Affected::Everything);
+            findings.add(Damage { file, offset: len, kind, expected, found: len, affected });
+        }
         found.insert(id, Found { listing, file });
     }
     Ok(found)
+}
+
+/// Whether a recovery that was itself cut off had given back the file's unused room.
+fn ends_with_seal(file: &dyn DiskFile, id: SegmentId, len: u64) -> io::Result<bool> {
+    let Some(offset) = len.checked_sub(HEAD_LEN as u64) else { return Ok(false) };
+    let mut item = [0; HEAD_LEN];
+    let read = file.read_at(offset, &mut item)?;
+    Ok(check(&item[..read], id, offset).is_ok_and(|head| head.is_seal()))
 }
 
 fn read_header(file: &dyn DiskFile, id: SegmentId) -> Result<Result<SegmentHeader, Damage>, OpenError> {
@@ -357,8 +374,12 @@ fn make_space(
     for (id, Replayed { end, kept_end, .. }) in replayed {
         let (file, end) = (&found[id].file, if is_kept_all { *kept_end } else { *end });
         let cut = || {
-            if file.len()? > end {
-                file.truncate(end)?;
+            // Until the manifest says where the file ends, it has to say so itself. The room is allocated already.
+            let sealed_end = end + HEAD_LEN as u64;
+            if file.len()? > sealed_end {
+                write_all(&**file, end, &seal_end(*id, end))?;
+                file.sync()?;
+                file.truncate(sealed_end)?;
                 file.sync()?;
             }
             Ok(())
@@ -396,13 +417,20 @@ impl Fresh {
         let write = || {
             let file = disk.create(&name)?;
             write_all(&*file, 0, &bytes)?;
+            let first = FIRST_ALLOCATION.min(capacity).max(len as u64);
+            let allocated = match file.preallocate(0, first) {
+                Ok(()) => first,
+                // The log may have room enough all the same, and opens without.
+                Err(error) if is_disk_full(&error) => len as u64,
+                Err(error) => return Err(error),
+            };
             file.sync()?;
             disk.sync_dir(SEGMENTS_DIR)?;
-            Ok(file)
+            Ok((file, allocated))
         };
-        let file = write().map_err(OpenError::io(&name))?;
+        let (file, reserved) = write().map_err(OpenError::io(&name))?;
         let offset = len as u64;
         let segment = Arc::new(Segment::new(id, &Listing::from(&header), file, offset));
-        Ok((Tail { segment, offset, reserved: offset }, end))
+        Ok((Tail { segment, offset, reserved }, end))
     }
 }

@@ -160,6 +160,7 @@ impl<'a> Replay<'a> {
         while !self.is_over && at < len {
             let position = listing.base + at as u64;
             let next = match check(&bytes[at..], id, at as u64) {
+                Ok(head) if head.is_seal() => break,
                 Ok(head) => {
                     let item = &bytes[at..at + head.len as usize];
                     let is_taken = match head.is_batch() {

@@ -15,6 +15,8 @@ use crate::writer::Writer;
 
 /// A file is allocated in steps of this.
 const ALLOCATION_STEP: u64 = 1 << 20;
+/// A new file gets so much, durably and noted in the manifest: if it is ever found shorter, something was lost. A step, where the disk has no more.
+pub(crate) const FIRST_ALLOCATION: u64 = 16 << 20;
 /// Zeros are written ahead in steps of this, when less than a quarter of it is left.
 const ZERO_STEP: usize = 1 << 20;
 /// Batches above this are not worth it: writing the zeros would cost as much as they save.
@@ -73,10 +75,16 @@ impl Engine {
             is_cold: false,
         };
         let name = header.id.file_name();
-        let reserved = ALLOCATION_STEP.min(header.capacity);
-        let create = || {
+        let mut reserved = FIRST_ALLOCATION.min(header.capacity);
+        let mut create = || {
             let file = self.disk.create(&name)?;
-            file.preallocate(0, reserved)?;
+            match file.preallocate(0, reserved) {
+                Err(error) if is_disk_full(&error) && reserved > ALLOCATION_STEP => {
+                    reserved = ALLOCATION_STEP;
+                    file.preallocate(0, reserved)?;
+                }
+                allocated => allocated?,
+            }
             write_all(&*file, 0, &header.encode())?;
             file.sync()?;
             self.disk.sync_dir(SEGMENTS_DIR)?;
@@ -86,12 +94,24 @@ impl Engine {
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
         let mut changed = manifest.clone();
         changed.segments.insert(header.id, Listing { least_len: reserved, ..Listing::from(&header) });
+        for (left, end) in &writer.left {
+            if let Some(listing) = changed.segments.get_mut(&left.id) {
+                listing.end = *end;
+            }
+        }
+        if let Some(listing) = changed.segments.get_mut(&writer.current.id) {
+            listing.synced_upto = listing.synced_upto.max(writer.synced);
+        }
         changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         let disk = &*self.disk;
         changed.write(disk).map_err(Refused::of_file).map_err(|refused| self.clean_up(header.id, refused))?;
         Manifest::replace(disk).map_err(|error| Refused::Failed(error.into()))?;
         *manifest = changed;
         drop(manifest);
+        for (left, end) in writer.left.drain(..) {
+            let failed = |error| Refused::Failed(WriteError::io(left.id.file_name())(error));
+            left.file.truncate(end).map_err(failed)?;
+        }
         next.base += header.capacity;
         let offset = SEGMENT_HEADER_LEN as u64;
         let segment = Arc::new(Segment::new(header.id, &Listing::from(&header), file, offset));

@@ -234,8 +234,9 @@ impl Check<'_> {
         // What is still written to is judged as far as it is known to be synced.
         let synced = self.synced_upto.saturating_sub(listing.base).min(len);
         let end = if listing.end > 0 { listing.end } else { synced };
-        if len < end {
-            self.damage(name.clone(), len, DamageKind::Missing, (end, len), Affected::Everything);
+        if listing.is_cut_short(len) || len < end {
+            let expected = end.max(listing.least_len);
+            self.damage(name.clone(), len, DamageKind::CutShort, (expected, len), Affected::Everything);
         }
         self.frames(&*file, id, SEGMENT_HEADER_LEN as u64, end.min(len), u64::MAX)?;
         Ok(())

@@ -25,6 +25,8 @@ pub(crate) struct Writer {
     /// The current segment was written ahead with zeros up to here.
     pub(crate) zeroed: u64,
     pub(crate) next: Next,
+    /// Segments that the log has left, and where they end: cut off once the manifest says so, so that a file that is too short is damage.
+    pub(crate) left: Vec<(Arc<Segment>, u64)>,
 }
 
 impl Engine {
@@ -108,13 +110,13 @@ impl Engine {
         self.write_zeros(writer, &last.segment, last.end(), last.bytes.len() as u64)
     }
 
-    /// The segment has no more to come: syncs it, and cuts off what was allocated and not used.
+    /// The segment has no more to come.
     fn seal(&self, writer: &mut Writer) -> Result<(), WriteError> {
         if writer.is_dirty {
             self.sync(writer)?;
         }
-        let segment = &writer.current;
-        segment.file.truncate(writer.end).map_err(WriteError::io(segment.id.file_name()))
+        writer.left.push((writer.current.clone(), writer.end));
+        Ok(())
     }
 
     #[expect(clippy::disallowed_methods, reason = "how long syncs take is a statistic; nothing depends on it")]

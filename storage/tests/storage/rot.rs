@@ -219,3 +219,30 @@ fn rot_that_a_read_meets_is_told_and_marked() {
     disk.crash(3);
     assert!(open(&disk).1.suspects.contains(PartitionId(2)));
 }
+
+/// A killed process leaves its files as they were: one that is shorter has lost frames that were acknowledged.
+#[test]
+fn after_a_kill_a_shortened_segment_is_damage_wherever_it_was_cut() {
+    let disk = MemoryDisk::new();
+    let (engine, _) = open(&disk);
+    for n in 1..40 {
+        store(&engine, key(1, b"a"), &record(n, [7; 200])).expect("stores");
+        flush(&engine);
+    }
+    drop(engine);
+    disk.kill();
+    let files = files(&disk);
+    let segments: Vec<_> = files.keys().filter(|name| name.ends_with(".seg")).collect();
+    assert!(segments.len() > 3);
+    for name in segments {
+        for len in (0..files[name].len()).step_by(53) {
+            let disk = copy(&files);
+            disk.insert(name, &files[name][..len]);
+            let (engine, recovery) = open(&disk);
+            assert!(recovery.suspects.is_all(), "{name} cut to {len}");
+            assert!(recovery.damaged.iter().all(|damage| damage.file.ends_with(".seg")), "{:?}", recovery.damaged);
+            assert!(recovery.damaged.iter().any(|damage| damage.file == *name), "{:?}", recovery.damaged);
+            drop(engine);
+        }
+    }
+}

@@ -91,7 +91,7 @@ fn what_is_moved_is_found() {
     };
     let engine = Engine::open(Arc::new(FileDisk::open(dir.path()).expect("opens")), options).expect("opens").0;
     let is_done = AtomicBool::new(false);
-    let len = |n: u64| if n.is_multiple_of(2) { 40 } else { 400 };
+    let len = |n: u64| if n.is_multiple_of(2) && !n.is_multiple_of(14) { 40 } else { 400 };
     let keys = 40u64;
     thread::scope(|scope| {
         let (engine, is_done) = (&engine, &is_done);
@@ -145,7 +145,7 @@ fn what_is_moved_is_found() {
         }
     });
     let stats = engine.stats();
-    assert!(stats.flushes > 5 && stats.merges > 2 && stats.collected > 2, "{stats:?}");
+    assert!(stats.flushes > 5 && stats.merges > 2 && stats.collected > 0, "{stats:?}");
     assert_eq!(stats.keys, keys);
 }
 
