@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -21,6 +22,9 @@ use crate::place::{Place, Position, SEGMENTS_DIR, SegmentId};
 use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
 use crate::table::split_key;
 use crate::view::Glance;
+
+/// So many segments' worth of garbage may lie there besides as much as is live.
+const GARBAGE_SEGMENTS: u64 = 16;
 
 /// What collection is in the middle of.
 #[derive(Default)]
@@ -101,6 +105,24 @@ impl Engine {
             is_worth_it.then_some((dead * 1000 / written.max(1), segment))
         });
         victims.max_by_key(|(dead, _)| *dead).map(|(_, segment)| segment)
+    }
+
+    /// Finds out whether garbage grows faster than it is collected: writes are refused then. Whether it is on the way to that.
+    pub(crate) fn note_garbage(&self, collection: &Collection) -> bool {
+        let manifest = self.lock_manifest();
+        let (mut dead, mut live) = (0, 0);
+        for (id, listing) in &manifest.segments {
+            // What was emptied goes with the next flush.
+            if !listing.is_behind(manifest.position) || collection.done.contains(id) {
+                continue;
+            }
+            let Some(segment) = self.segments.get(*id).filter(|segment| segment.live() > 0) else { continue };
+            dead += segment.written().saturating_sub(segment.live());
+            live += segment.live();
+        }
+        let limit = live + GARBAGE_SEGMENTS * self.options.segment_bytes;
+        self.too_much_garbage.store(dead > limit, Ordering::Relaxed);
+        dead > limit / 2
     }
 
     /// Whether a segment could be removed if only the index's present state were durable.
@@ -200,7 +222,7 @@ impl Engine {
         let (capacity, cut) = (segment.capacity, u64::MAX);
         let listing = Listing { capacity, cut, is_cold: true, ..Listing::default() };
         changed.segments.entry(segment.id).or_insert(listing).end = end;
-        changed.next_segment = self.next_segment.load(std::sync::atomic::Ordering::Relaxed);
+        changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         self.replace_manifest(&mut manifest, changed)?;
         drop(manifest);
         segment.set_written(end);

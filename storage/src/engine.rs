@@ -98,6 +98,8 @@ pub struct Engine {
     pub(crate) upkeep_due: AtomicBool,
     /// From here on the log is not covered by tables.
     pub(crate) covered: AtomicU64,
+    /// Garbage grows faster than it is collected.
+    pub(crate) too_much_garbage: AtomicBool,
     /// How many tables lie in level 0.
     pub(crate) level0: AtomicUsize,
     suspects: RwLock<Arc<Suspects>>,
@@ -166,6 +168,7 @@ impl Engine {
             keys: AtomicU64::new(keys),
             next_segment: AtomicU64::new(next_segment),
             upkeep_due: AtomicBool::new(false),
+            too_much_garbage: AtomicBool::new(false),
             covered: AtomicU64::new(covered),
             level0: AtomicUsize::new(0),
             counters: Counters::default(),

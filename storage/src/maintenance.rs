@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::collection::Collection;
 use crate::engine::{Engine, count};
@@ -70,7 +70,12 @@ impl Engine {
         if let Some(done) = self.flush_step(maintenance, slice_bytes)? {
             return Ok(done);
         }
-        if self.merge_step(maintenance, slice_bytes)? || self.collect_step(&mut maintenance.collection, slice_bytes)? {
+        let has_merged = self.merge_step(maintenance, slice_bytes)?;
+        let is_behind = self.note_garbage(&maintenance.collection);
+        if (!has_merged || is_behind) && self.collect_step(&mut maintenance.collection, slice_bytes)? {
+            return Ok(true);
+        }
+        if has_merged {
             return Ok(true);
         }
         // What was collected, or died otherwise, is given back by the next flush: at once where there is nothing else to do.
@@ -79,7 +84,8 @@ impl Engine {
 
     /// Whether [`maintain`](Self::maintain) has something to do. Cheap.
     pub fn wants_upkeep(&self) -> bool {
-        self.is_flush_due() || self.upkeep_due.load(Ordering::Relaxed)
+        let is_due = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        self.is_flush_due() || is_due(&self.upkeep_due) || is_due(&self.too_much_garbage)
     }
 
     /// The memtable is full, or the log that would have to be replayed too long.
@@ -95,7 +101,8 @@ impl Engine {
             return Err(WriteError::Poisoned);
         }
         let limit = self.options.memtable_bytes * if is_exempt { 4 } else { 2 };
-        let is_behind = !is_exempt && self.level0.load(Ordering::Relaxed) >= OVERLOADED_AT;
+        let is_behind = !is_exempt
+            && (self.level0.load(Ordering::Relaxed) >= OVERLOADED_AT || self.too_much_garbage.load(Ordering::Relaxed));
         if is_behind || self.memtable.bytes() >= limit {
             return Err(WriteError::Overloaded);
         }
