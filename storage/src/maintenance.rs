@@ -147,7 +147,7 @@ impl Engine {
                 return Ok(None);
             }
             let only_frozen = View { levels: Arc::default(), ..(*view).clone() };
-            let merging = only_frozen.sources(Vec::new(), &[]).map_err(WriteError::Read)?;
+            let merging = only_frozen.sources(&[]).map_err(WriteError::Read)?;
             let is_first = view.levels.tables().next().is_none();
             let job = Job::new(merging, is_first, newest.moment.position, self.options.table_bytes);
             maintenance.flush = Some(Flush { job, frozen: view.frozen.clone() });

@@ -11,9 +11,9 @@ use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame::{self, Frame, Malformed};
 use crate::full_key::FullKey;
 use crate::indexed::Indexed;
-use crate::memtable::{Memtable, Prefix};
+use crate::memtable::{Copied, Memtable, Prefix};
 use crate::place::{Place, Position};
-use crate::table::{Merging, Source, key as full_key, split_key};
+use crate::table::{Merging, key as full_key, split_key};
 use crate::view::{Glance, View};
 
 /// How many entries a scan copies under one lock.
@@ -193,20 +193,22 @@ impl Engine {
     pub fn get(&self, key: KeyRef<'_>) -> Result<(Entry, Option<Stored>), ReadError> {
         count(&self.counters.reads, 1);
         let full = FullKey::new(key);
-        let (mut entry, mut stored) = self.with_body(key, &full, |body, position| {
-            let Some(body) = body else { return Ok((Entry { position, ..Entry::default() }, None)) };
-            let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
-            let entry = Entry { register: indexed.register, position };
-            let stored = Visited { partition: key.partition, key: key.key, entry, indexed }.record();
-            Ok((entry, stored))
-        })?;
-        entry.position = self.shown_position(&entry);
-        if stored.is_none()
-            && let Some(held) = &entry.register.record
-        {
-            stored = Some(self.load(key, held)?);
+        loop {
+            let (mut entry, stored) = self.with_body(key, &full, |body, position| {
+                let Some(body) = body else { return Ok((Entry { position, ..Entry::default() }, None)) };
+                let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
+                let entry = Entry { register: indexed.register, position };
+                let stored = Visited { partition: key.partition, key: key.key, entry, indexed }.record();
+                Ok((entry, stored))
+            })?;
+            entry.position = self.shown_position(&entry);
+            let Some(held) = entry.register.record.filter(|_| stored.is_none()) else { return Ok((entry, stored)) };
+            match self.load(key, &held) {
+                // Overwritten and collected between the two looks: what it is now counts.
+                Err(ReadError::Superseded) => {}
+                loaded => return Ok((entry, Some(loaded?))),
+            }
         }
-        Ok((entry, stored))
     }
 
     fn load_frame(&self, place: &Place) -> Result<Stored, ReadError> {
@@ -269,8 +271,9 @@ impl Engine {
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
         let mut left = limit;
+        let mut below = None;
         for partition in (range.first.0..=range.last.0).map(PartitionId) {
-            let ended = self.scan_partition(&range, partition, &mut left, visit);
+            let ended = self.scan_partition(&range, partition, &mut below, &mut left, visit);
             if !ended.inspect_err(|error| self.note_damage(error))? {
                 return Ok(false);
             }
@@ -282,6 +285,7 @@ impl Engine {
         &self,
         range: &ScanRange<'_>,
         partition: PartitionId,
+        below: &mut Option<Below>,
         left: &mut usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
@@ -299,11 +303,8 @@ impl Engine {
                 SCAN_STEP => copied.last().map(|last| last.key.clone()),
                 _ => None,
             };
-            let mut merging = view.sources(vec![Source::Copied { entries: copied, at: 0 }], &from)?;
-            if !inclusive && merging.key() == Some(&*from) {
-                merging.advance()?;
-            }
-            match self.visit(&mut merging, range, &prefix, upto.as_deref(), left, visit)? {
+            let below = Below::at(below, view, &from, inclusive)?;
+            match self.visit(copied, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
                 Reached::Stop => return Ok(false),
                 Reached::EndOfRange => return Ok(true),
                 Reached::Upto => {}
@@ -315,10 +316,12 @@ impl Engine {
         }
     }
 
-    /// Visits what comes, as far as `upto`, which it includes.
-    pub(crate) fn visit(
+    /// Visits what comes, newer entries and those below them, as far as `upto`, which it includes.
+    #[expect(clippy::too_many_arguments, reason = "it is the inner half of one function")]
+    fn visit(
         &self,
-        merging: &mut Merging,
+        newer: Vec<Copied>,
+        below: &mut Merging,
         range: &ScanRange<'_>,
         prefix: &Prefix,
         upto: Option<&[u8]>,
@@ -326,16 +329,27 @@ impl Engine {
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<Reached, ReadError> {
         let durable = self.durable_upto();
-        while let Some(full) = merging.key() {
-            if upto.is_some_and(|upto| full > upto) {
-                return Ok(Reached::Upto);
-            }
+        let mut newer = newer.iter().peekable();
+        loop {
+            let next_below = below.key().filter(|key| upto.is_none_or(|upto| *key <= upto));
+            let (is_newer, is_below) = match (newer.peek(), next_below) {
+                (None, None) => return Ok(Reached::Upto),
+                (Some(_), None) => (true, false),
+                (None, Some(_)) => (false, true),
+                (Some(newer), Some(below)) => (*newer.key <= *below, *below <= *newer.key),
+            };
+            let newest = if is_newer { newer.next() } else { None };
+            let (full, body, position) = match (newest, next_below) {
+                (Some(newest), _) => (&*newest.key, &*newest.body, newest.position),
+                (None, Some(key)) => (key, below.body(), below.position()),
+                (None, None) => return Ok(Reached::Upto),
+            };
             let Some(key) = split_key(full) else { return Err(self.malformed_key()) };
             if !full.starts_with(prefix) || !range.contains(key.key) {
                 return Ok(Reached::EndOfRange);
             }
-            let indexed = Indexed::decode(merging.body()).map_err(|bad| self.malformed(key, bad))?;
-            let entry = Entry { register: indexed.register, position: merging.position() };
+            let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
+            let entry = Entry { register: indexed.register, position };
             // A forgotten key is shown until that is durable, so that who says "absent" waits for it.
             if !entry.register.is_absent() || entry.position > durable {
                 let visited = Visited { partition: key.partition, key: key.key, entry, indexed };
@@ -344,9 +358,10 @@ impl Engine {
                 }
                 *left -= 1;
             }
-            merging.advance()?;
+            if is_below {
+                below.advance()?;
+            }
         }
-        Ok(Reached::Upto)
     }
 
     fn malformed_key(&self) -> ReadError {
@@ -355,8 +370,35 @@ impl Engine {
     }
 }
 
+/// What lies below the memtable, from where a scan is on. Kept from step to step while nothing else is below.
+struct Below {
+    view: Arc<View>,
+    merging: Merging,
+}
+
+impl Below {
+    /// From a key on, which it includes or not; at or behind which it stands already, or never came to.
+    fn at<'a>(
+        kept: &'a mut Option<Self>,
+        view: Arc<View>,
+        from: &[u8],
+        inclusive: bool,
+    ) -> Result<&'a mut Self, ReadError> {
+        let is_good = |kept: &Self| Arc::ptr_eq(&kept.view, &view) && kept.merging.key().is_none_or(|key| key >= from);
+        if !kept.as_ref().is_some_and(is_good) {
+            let merging = view.sources(from)?;
+            *kept = Some(Self { view, merging });
+        }
+        let below = kept.as_mut().expect("just put there");
+        if !inclusive && below.merging.key() == Some(from) {
+            below.merging.advance()?;
+        }
+        Ok(below)
+    }
+}
+
 /// Where a visit ended.
-pub(crate) enum Reached {
+enum Reached {
     /// At the last key wanted now.
     Upto,
     /// At the end of the range.

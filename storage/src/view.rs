@@ -141,20 +141,21 @@ impl View {
         }
     }
 
-    /// Everything from a key on, the newest source first, behind those given.
-    pub(crate) fn sources(&self, mut newer: Vec<Source>, key: &[u8]) -> Result<Merging, ReadError> {
-        newer.extend(self.frozen.iter().map(|frozen| Source::Frozen(FrozenCursor::seek(frozen.clone(), key))));
+    /// Everything from a key on.
+    pub(crate) fn sources(&self, key: &[u8]) -> Result<Merging, ReadError> {
+        let frozen = self.frozen.iter().map(|frozen| Source::Frozen(FrozenCursor::seek(frozen.clone(), key)));
+        let mut sources: Vec<_> = frozen.collect();
         for (level, tables) in self.levels.0.iter().enumerate() {
             match level {
                 0 => {
                     for table in tables.iter() {
-                        newer.push(Source::Run(RunCursor::seek([table.clone()].into(), key, false)?));
+                        sources.push(Source::Run(RunCursor::seek([table.clone()].into(), key, false)?));
                     }
                 }
-                _ if !tables.is_empty() => newer.push(Source::Run(RunCursor::seek(tables.clone(), key, false)?)),
+                _ if !tables.is_empty() => sources.push(Source::Run(RunCursor::seek(tables.clone(), key, false)?)),
                 _ => {}
             }
         }
-        Ok(Merging::new(newer))
+        Ok(Merging::new(sources))
     }
 }

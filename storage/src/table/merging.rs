@@ -5,7 +5,6 @@ use std::cmp::Ordering;
 use super::reader::RunCursor;
 use crate::error::ReadError;
 use crate::frozen::FrozenCursor;
-use crate::memtable::Copied;
 use crate::place::Position;
 
 /// Something sorted with a place in it.
@@ -14,13 +13,6 @@ pub(crate) enum Source {
     Run(RunCursor),
     /// A memtable that does not change any more.
     Frozen(FrozenCursor),
-    /// Entries that were copied out of the memtable.
-    Copied {
-        /// In order.
-        entries: Vec<Copied>,
-        /// Where the cursor stands.
-        at: usize,
-    },
 }
 
 impl Source {
@@ -29,7 +21,6 @@ impl Source {
         match self {
             Self::Run(run) => run.key(),
             Self::Frozen(frozen) => frozen.key(),
-            Self::Copied { entries, at } => entries.get(*at).map(|entry| &*entry.key),
         }
     }
 
@@ -37,7 +28,6 @@ impl Source {
         match self {
             Self::Run(run) => run.body(),
             Self::Frozen(frozen) => frozen.body(),
-            Self::Copied { entries, at } => entries.get(*at).map_or(&[], |entry| &*entry.body),
         }
     }
 
@@ -45,7 +35,6 @@ impl Source {
         match self {
             Self::Run(_) => Position::ZERO,
             Self::Frozen(frozen) => frozen.position(),
-            Self::Copied { entries, at } => entries.get(*at).map_or(Position::ZERO, |entry| entry.position),
         }
     }
 
@@ -55,10 +44,6 @@ impl Source {
             Self::Run(run) => run.advance(),
             Self::Frozen(frozen) => {
                 frozen.advance();
-                Ok(())
-            }
-            Self::Copied { at, .. } => {
-                *at += 1;
                 Ok(())
             }
         }
