@@ -50,7 +50,7 @@ pub(crate) enum Failed {
 /// Hands work to the writer and tells what it got done.
 pub(crate) struct LogWriter {
     shared: Arc<Shared>,
-    thread: RefCell<Option<JoinHandle<()>>>,
+    threads: RefCell<Vec<JoinHandle<()>>>,
     /// In a simulation: the work, done by [`run_task`](Self::run_task).
     task: RefCell<Option<Work>>,
     latency: Option<Box<dyn Fn() -> Duration>>,
@@ -61,6 +61,8 @@ struct Shared {
     state: Mutex<State>,
     /// Orders came, for the thread.
     ordered: Condvar,
+    /// Upkeep may have something to do, for its thread.
+    upkeep: Condvar,
     /// Orders came, for the task.
     ordered_task: Notify,
     /// Progress was made.
@@ -70,6 +72,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     orders: Orders,
+    upkeep: bool,
     stop: bool,
     progress: Progress,
 }
@@ -100,6 +103,11 @@ impl Shared {
         self.ordered_task.notify_one();
     }
 
+    fn order_upkeep(&self) {
+        self.lock().upkeep = true;
+        self.upkeep.notify_one();
+    }
+
     fn report(&self, report: impl FnOnce(&mut Progress)) {
         report(&mut self.lock().progress);
         self.progressed.notify_one();
@@ -115,6 +123,9 @@ struct Work {
     log_failed: bool,
     /// The disk was full when it was last looked at.
     disk_full: bool,
+    /// Whether upkeep has no thread of its own.
+    does_upkeep: bool,
+    upkeep: Upkeep,
 }
 
 impl Work {
@@ -136,6 +147,14 @@ impl Work {
             }
         }
         self.tell_disk_full();
+        if self.engine.wants_upkeep() {
+            match self.does_upkeep {
+                true => {
+                    self.upkeep.step(&self.engine);
+                }
+                false => shared.order_upkeep(),
+            }
+        }
         if let Some(until) = orders.reserve {
             match self.clock.reserve(until) {
                 Ok(()) => shared.report(|p| p.reserved = Some(until)),
@@ -198,17 +217,29 @@ impl LogWriter {
         }));
         // What recovery left pending.
         shared.order(|orders| orders.log = true);
-        let work = Work { engine, clock, disk, log_failed: false, disk_full: false };
-        let (mut thread, mut task, mut delay) = (None, None, None);
+        let does_upkeep = matches!(place, WriterPlace::Task { .. });
+        let work = Work {
+            engine: engine.clone(),
+            clock,
+            disk,
+            log_failed: false,
+            disk_full: false,
+            does_upkeep,
+            upkeep: Upkeep::default(),
+        };
+        let (mut threads, mut task, mut delay) = (Vec::new(), None, None);
         match place {
             WriterPlace::Task { latency } => (task, delay) = (Some(work), Some(latency)),
             WriterPlace::Thread => {
                 let theirs = shared.clone();
                 let builder = std::thread::Builder::new().name("dunlin-log".to_owned());
-                thread = Some(builder.spawn(move || run_thread(work, &theirs))?);
+                threads.push(builder.spawn(move || run_thread(work, &theirs))?);
+                let theirs = shared.clone();
+                let builder = std::thread::Builder::new().name("dunlin-upkeep".to_owned());
+                threads.push(builder.spawn(move || run_upkeep(&engine, &theirs))?);
             }
         }
-        Ok(Self { shared, thread: thread.into(), task: task.into(), latency: delay })
+        Ok(Self { shared, threads: threads.into(), task: task.into(), latency: delay })
     }
 
     /// Wants the clock's reserve durable up to `until`.
@@ -245,7 +276,7 @@ impl LogWriter {
     /// Writes what is still pending, notes where the log ends, and stops; then tells the last progress. Blocks for as long as the disk takes.
     pub(crate) fn stop(&self) -> Progress {
         self.shared.order(|orders| orders.close = true);
-        self.stop_thread();
+        self.stop_threads();
         if let Some(mut work) = self.task.take() {
             let orders = std::mem::take(&mut self.shared.lock().orders);
             work.carry_out(orders, &self.shared);
@@ -253,12 +284,14 @@ impl LogWriter {
         std::mem::take(&mut self.shared.lock().progress)
     }
 
-    fn stop_thread(&self) {
-        let Some(thread) = self.thread.take() else { return };
+    fn stop_threads(&self) {
         self.shared.lock().stop = true;
         self.shared.ordered.notify_one();
-        if thread.join().is_err() {
-            tracing::error!("the log writer panicked");
+        self.shared.upkeep.notify_one();
+        for thread in self.threads.take() {
+            if thread.join().is_err() {
+                tracing::error!("the log writer or the upkeep panicked");
+            }
         }
     }
 }
@@ -267,7 +300,47 @@ impl Drop for LogWriter {
     /// Stops the thread after the step that it is at. What is pending then is not written: nobody was told that it is durable.
     fn drop(&mut self) {
         self.shared.lock().orders = Orders::default();
-        self.stop_thread();
+        self.stop_threads();
+    }
+}
+
+/// One step of the engine's upkeep moves about so many bytes.
+const UPKEEP_SLICE: u64 = 256 << 10;
+
+/// The engine's upkeep.
+#[derive(Default)]
+struct Upkeep {
+    /// The last step failed, which was told.
+    has_failed: bool,
+}
+
+impl Upkeep {
+    /// Whether there is more to do.
+    fn step(&mut self, engine: &Engine) -> bool {
+        let done = engine.maintain(UPKEEP_SLICE);
+        let had_failed = std::mem::replace(&mut self.has_failed, done.is_err());
+        done.unwrap_or_else(|error| {
+            if !had_failed {
+                tracing::warn!(%error, "the engine's upkeep failed and will be tried again");
+            }
+            false
+        })
+    }
+}
+
+/// Flushes, merges and collects whenever there is something to do, beside the writer.
+fn run_upkeep(engine: &Engine, shared: &Shared) {
+    let mut upkeep = Upkeep::default();
+    loop {
+        let idle = |state: &mut State| !state.upkeep && !state.stop;
+        let waited = shared.upkeep.wait_while(shared.lock(), idle);
+        let mut state = waited.expect("no thread panics while it holds the writer's orders");
+        if state.stop {
+            return;
+        }
+        state.upkeep = false;
+        drop(state);
+        while upkeep.step(engine) && !shared.lock().stop {}
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use dunlin_membership::Placement;
 use dunlin_protocol::message::{PageEntry, PeerReplyBody, RegisterCall, ReplicaPage, ReplicaScan};
-use dunlin_protocol::register::{PendingView, RecordView, Register, RegisterReply, RegisterRequest, View, Want};
-use dunlin_protocol::{Content, HybridClock, Key, Millis, NodeId, RecordHead, Stamp, Status, Times};
+use dunlin_protocol::register::{Held, PendingView, RecordView, Register, RegisterReply, RegisterRequest, View, Want};
+use dunlin_protocol::{Content, HybridClock, Key, Millis, NodeId, Stamp, Status, Times};
 use dunlin_storage::{Engine, Entry, KeyRef, Place, Position, ReadError, ScanRange, WriteError};
 
 use crate::outbox::ReplyTo;
@@ -176,32 +176,31 @@ impl Replica {
         });
         let updated = updated.map_err(|error| refuse_write(&error))?;
         let entry = updated.entry;
-        let reply = updated.reply.into_reply(|want| self.view(&entry, want))?;
+        let reply = updated.reply.into_reply(|want| self.view(key, &entry, want))?;
         Ok((reply, entry.position))
     }
 
-    fn view(&self, entry: &Entry, want: Want) -> Result<View, PeerReplyBody> {
+    fn view(&self, key: KeyRef<'_>, entry: &Entry, want: Want) -> Result<View, PeerReplyBody> {
         let register = &entry.register;
         let record = match &register.record {
-            Some(held) => self.record_view(held.head, &held.place, want)?,
+            Some(held) => self.record_view(key, held, want)?,
             None => RecordView::absent(),
         };
         let pending = match &register.pending {
-            Some((ballot, held)) => {
-                Some(PendingView { ballot: *ballot, record: self.record_view(held.head, &held.place, want)? })
-            }
+            Some((ballot, held)) => Some(PendingView { ballot: *ballot, record: self.record_view(key, held, want)? }),
             None => None,
         };
         Ok(View { record, ballot: register.ballot, promised: register.promised, pending })
     }
 
-    fn record_view(&self, head: RecordHead, place: &Place, want: Want) -> Result<RecordView, PeerReplyBody> {
+    fn record_view(&self, key: KeyRef<'_>, held: &Held<Place>, want: Want) -> Result<RecordView, PeerReplyBody> {
+        let head = held.head;
         let with_content = head.tombstone || head.value_len <= want.value_upto;
         let tombstone = head.tombstone.then_some(Content::Tombstone);
         if !want.lineage && (head.tombstone || !with_content || want == Want::HEAD) {
             return Ok(RecordView { head, lineage: None, content: tombstone });
         }
-        let stored = self.engine.load(place).map_err(|error| self.refuse_read(&error))?;
+        let stored = self.engine.load(key, held).map_err(|error| self.refuse_read(&error))?;
         Ok(RecordView {
             head,
             lineage: want.lineage.then_some(stored.lineage),
@@ -252,10 +251,13 @@ impl Replica {
             found.push((partition, Key::new(key.to_vec()), *entry));
             true
         });
+        let done = done.map_err(|error| self.refuse_read(&error))?;
         let mut entries = Vec::with_capacity(found.len());
         for (partition, key, entry) in found {
             let key = key.map_err(|error| refuse(Status::Corruption, format!("a stored key is no key: {error}")))?;
-            entries.push(PageEntry { partition, key, view: self.view(&entry, scan.want)? });
+            let at = KeyRef { partition, keyspace: scan.keyspace, key: key.as_bytes() };
+            let view = self.view(at, &entry, scan.want)?;
+            entries.push(PageEntry { partition, key, view });
         }
         Ok((ReplicaPage { entries, done }, position))
     }

@@ -266,6 +266,8 @@ impl Host {
         running.is_writing = false;
         // An error poisons the engine; the node is told all the same, and answers what waits with it.
         let _ = running.engine.write_pending();
+        // A step of upkeep beside it. What fails is tried again, or has poisoned the engine.
+        let _ = running.engine.maintain(8 << 10);
         self.handle(tick, Input::Durable, after);
     }
 
@@ -297,13 +299,17 @@ pub(crate) fn small_segments() -> Options {
         pending_limit_bytes: 32 << 10,
         disk_reserve_bytes: 8 << 10,
         shards: 4,
+        inline_bytes: 64,
+        memtable_bytes: 16 << 10,
+        table_bytes: 16 << 10,
+        cache_bytes: 64 << 10,
         ..Options::default()
     }
 }
 
 /// The stamp of what a replica holds at its highest ballot: a record, or one that it accepted and was not told to commit.
 pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
-    let register = engine.entry(key).register;
+    let register = engine.entry(key).expect("a memory disk can be read").register;
     register.pending.map_or(register.head(), |(_, held)| held.head).stamp
 }
 

@@ -34,17 +34,23 @@ pub fn store_blob(disk: &dyn Disk, name: &str, contents: &[u8]) -> Result<(), Fi
 /// The first half of a store: an error leaves the old contents.
 pub(crate) fn write_blob(disk: &dyn Disk, name: &str, contents: &[u8]) -> Result<(), FileError> {
     let temporary = temporary(name);
-    let mut bytes = Vec::with_capacity(HEADER_LEN + contents.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&checksum(name, &bytes, contents).to_le_bytes());
-    bytes.extend_from_slice(contents);
+    let bytes = encode_blob(name, contents);
     let write = || {
         let file = disk.create(&temporary)?;
         write_all(&*file, 0, &bytes)?;
         file.sync()
     };
     write().map_err(FileError::io(&temporary))
+}
+
+/// The bytes of a file of this name.
+pub(crate) fn encode_blob(name: &str, contents: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + contents.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&checksum(name, &bytes, contents).to_le_bytes());
+    bytes.extend_from_slice(contents);
+    bytes
 }
 
 /// The second half: what was written takes the name.

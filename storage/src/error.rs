@@ -15,6 +15,13 @@ pub enum Affected {
     Nothing,
     /// This partition's.
     Partition(PartitionId),
+    /// These partitions'.
+    Partitions {
+        /// From this one.
+        first: PartitionId,
+        /// To this one, inclusive.
+        last: PartitionId,
+    },
     /// It cannot be told: any partition's.
     Everything,
 }
@@ -28,6 +35,8 @@ pub enum DamageKind {
     Missing,
     /// The file is not there at all; 1 file expected, 0 found.
     MissingFile,
+    /// The length that the file has at least, and the one it has.
+    CutShort,
     /// The id of the segment that the file should be and that it says it is.
     SwappedFile,
     /// The checksum fits (it is in both fields), but the contents make no sense.
@@ -63,6 +72,7 @@ impl fmt::Display for Damage {
             DamageKind::Missing => {
                 write!(f, "{file} at {offset}: the log ends at {found} where {expected} was expected")?;
             }
+            DamageKind::CutShort => write!(f, "{file} has {found} bytes where at least {expected} were expected")?,
             DamageKind::MissingFile => write!(f, "{file} is missing")?,
             DamageKind::SwappedFile => write!(f, "{file} holds segment {found:x} where {expected:x} was expected")?,
             DamageKind::Malformed => write!(f, "{file} at {offset}: malformed contents under a valid checksum")?,
@@ -73,6 +83,7 @@ impl fmt::Display for Damage {
         match affected {
             Affected::Nothing => f.write_str(" (no data lost)"),
             Affected::Partition(partition) => write!(f, " (partition {partition})"),
+            Affected::Partitions { first, last } => write!(f, " (partitions {first} to {last})"),
             Affected::Everything => f.write_str(" (any partition)"),
         }
     }
@@ -156,6 +167,15 @@ impl From<FileError> for OpenError {
     }
 }
 
+impl From<ReadError> for OpenError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io { file, source, .. } => Self::Io { file, source },
+            other => Self::Io { file: String::new(), source: io::Error::other(other) },
+        }
+    }
+}
+
 /// Why a small file could not be loaded or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -231,6 +251,9 @@ pub enum WriteError {
         /// The most that is allowed.
         max: usize,
     },
+    /// What the key holds cannot be read, so that nothing can be decided.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The writer's own failure: what was pending may or may not be on the disk, the engine is poisoned.
     #[error("{file} failed; storage takes no more writes until the node is restarted")]
     Io {
@@ -250,6 +273,7 @@ impl WriteError {
             Self::DiskFull => Status::DiskFull,
             Self::Overloaded => Status::Overloaded,
             Self::TooLarge { .. } => Status::ValueTooLarge,
+            Self::Read(error) => error.status(),
         }
     }
 
@@ -297,6 +321,9 @@ pub enum ReadError {
         /// Where.
         place: Place,
     },
+    /// The key does not hold this record any more.
+    #[error("the key does not hold this record any more")]
+    Superseded,
 }
 
 impl ReadError {
@@ -304,7 +331,7 @@ impl ReadError {
     pub fn status(&self) -> Status {
         match self {
             Self::Damaged(_) => Status::Corruption,
-            Self::Io { .. } | Self::Gone { .. } | Self::NoRecord { .. } => Status::StorageFailed,
+            Self::Io { .. } | Self::Gone { .. } | Self::NoRecord { .. } | Self::Superseded => Status::StorageFailed,
         }
     }
 }

@@ -77,6 +77,8 @@ pub(crate) enum Kind {
     /// [`Change::Forget`].
     Drop = 7,
     Purge = 10,
+    /// Nothing more: see [`seal_end`].
+    Seal = 11,
 }
 
 impl Kind {
@@ -139,13 +141,30 @@ pub(crate) struct Frame<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Malformed;
 
+/// A frame as it was encoded.
+pub(crate) struct Encoded {
+    pub(crate) bytes: Vec<u8>,
+    body_at: usize,
+    flags: u16,
+}
+
+impl Encoded {
+    pub(crate) fn body(&self) -> Body<'_> {
+        Body {
+            has_lineage: self.flags & LINEAGE != 0,
+            has_attributes: self.flags & ATTRIBUTES != 0,
+            bytes: &self.bytes[self.body_at..],
+        }
+    }
+}
+
 /// Encodes a frame, all but its place: [`set_place`] completes it.
 pub(crate) fn encode(
     key: KeyRef<'_>,
     change: &Change,
     record: Option<&Record>,
     stored_at: Millis,
-) -> Result<Vec<u8>, WriteError> {
+) -> Result<Encoded, WriteError> {
     check_len("the key", key.key.len(), Key::MAX_LEN)?;
     let record = record.filter(|_| change.takes_record());
     let (mut kind, ballot, promised) = match *change {
@@ -203,6 +222,7 @@ pub(crate) fn encode(
         }
     }
     out.extend_from_slice(key.key);
+    let body_at = out.len();
     if flags & LINEAGE != 0 {
         check_len("the lineage", 32 * lineage.len(), 32 << 10)?;
         out.extend_from_slice(&(lineage.len() as u16).to_le_bytes());
@@ -231,7 +251,7 @@ pub(crate) fn encode(
         keyspace: key.keyspace,
     };
     seal(&mut out, &head);
-    Ok(out)
+    Ok(Encoded { bytes: out, body_at, flags })
 }
 
 fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), WriteError> {
@@ -251,6 +271,15 @@ fn seal(item: &mut [u8], head: &Head) {
     item[4..8].copy_from_slice(&start.to_le_bytes());
 }
 
+/// The item, a head only, that ends a segment which is about to be cut off behind it: a file that is too short and does not end with one
+/// has lost something.
+pub(crate) fn seal_end(segment: SegmentId, offset: u64) -> [u8; HEAD_LEN] {
+    let mut item = [0; HEAD_LEN];
+    seal(&mut item, &Head { len: HEAD_LEN as u32, kind: Kind::Seal as u8, ..Head::BATCH });
+    set_place(&mut item, segment, offset);
+    item
+}
+
 /// Masks the checksums of an item that was just encoded for the place where it will lie. Cheap: it does not read the item.
 pub(crate) fn set_place(item: &mut [u8], segment: SegmentId, offset: u64) {
     let mask = mask(segment, offset);
@@ -267,7 +296,7 @@ pub(crate) fn change_place(item: &mut [u8], from: (SegmentId, u64), to: (Segment
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014) over segment and offset.
-fn mask(segment: SegmentId, offset: u64) -> u32 {
+pub(crate) fn mask(segment: SegmentId, offset: u64) -> u32 {
     let mut x = segment.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ offset;
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -299,17 +328,22 @@ pub(crate) fn check(bytes: &[u8], segment: SegmentId, offset: u64) -> Result<Hea
 
 /// The offset of the next batch that checks, in a segment's bytes from `from` on.
 pub(crate) fn find_batch(segment_bytes: &[u8], from: usize, segment: SegmentId) -> Option<usize> {
+    find_batch_at(segment_bytes, from, segment, 0)
+}
+
+/// The same in a part of the segment that begins at `start`; also what is returned counts from there.
+pub(crate) fn find_batch_at(segment_bytes: &[u8], from: usize, segment: SegmentId, start: u64) -> Option<usize> {
     let mut batch = [0; BATCH_LEN];
     seal(&mut batch, &Head::BATCH);
     let pattern = &batch[8..HEAD_LEN];
     let mut at = from;
     while at + BATCH_LEN <= segment_bytes.len() {
         // The pattern's first byte is the only one of its kind in it, and rare in the zeros behind the log's end.
-        let start = &segment_bytes[at + 8..];
-        let skip = start.iter().position(|&byte| byte == pattern[0])?;
+        let rest = &segment_bytes[at + 8..];
+        let skip = rest.iter().position(|&byte| byte == pattern[0])?;
         at += skip;
         let is_batch = segment_bytes.len() >= at + BATCH_LEN && &segment_bytes[at + 8..at + HEAD_LEN] == pattern;
-        if is_batch && check(&segment_bytes[at..], segment, at as u64).is_ok() {
+        if is_batch && check(&segment_bytes[at..], segment, start + at as u64).is_ok() {
             return Some(at);
         }
         at += 1;
@@ -336,6 +370,10 @@ impl Head {
             key_len: read_u16(bytes, 18),
             keyspace: KeyspaceId(read_u32(bytes, 20)),
         }
+    }
+
+    pub(crate) fn is_seal(&self) -> bool {
+        self.kind == Kind::Seal as u8
     }
 
     pub(crate) fn is_batch(&self) -> bool {
@@ -376,7 +414,7 @@ impl<'a> Frame<'a> {
         let ballot = if has(BALLOT) { reader.stamp()? } else { Stamp::ZERO };
         let promised = if has(PROMISED) { reader.stamp()? } else { ballot };
         let change = match kind {
-            Kind::Batch => return Err(Malformed),
+            Kind::Batch | Kind::Seal => return Err(Malformed),
             Kind::Record | Kind::Tombstone => Change::Store { ballot },
             Kind::Promise => Change::Promise { ballot },
             Kind::Accept => Change::Accept { ballot, promised },
@@ -398,7 +436,7 @@ impl<'a> Frame<'a> {
         }
         let key = KeyRef { partition: head.partition, keyspace: head.keyspace, key: reader.take(head.key_len.into())? };
         let mut frame = Self { key, change, stored_at, record, body: reader.0, flags };
-        let value_len = frame.value()?.len() as u32;
+        let value_len = frame.body().value()?.len() as u32;
         match &mut frame.record {
             Some(record) if record.tombstone && value_len > 0 => return Err(Malformed),
             Some(record) => record.value_len = value_len,
@@ -408,10 +446,24 @@ impl<'a> Frame<'a> {
         Ok(frame)
     }
 
-    /// The record's body; the value is a slice of `item`, from which the frame was read.
-    pub(crate) fn body(&self, item: &Bytes) -> Result<(Vec<Ancestor>, Content), Malformed> {
-        let record = self.record.ok_or(Malformed)?;
-        let mut reader = Reader(self.body);
+    /// Lineage, attributes and value, as they lie behind the key.
+    pub(crate) fn body(&self) -> Body<'a> {
+        Body { has_lineage: self.flags & LINEAGE != 0, has_attributes: self.flags & ATTRIBUTES != 0, bytes: self.body }
+    }
+}
+
+/// A record's lineage, attributes and value, encoded as in a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Body<'a> {
+    pub(crate) has_lineage: bool,
+    pub(crate) has_attributes: bool,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> Body<'a> {
+    /// The value is a slice of `item`, in which the body lies.
+    pub(crate) fn decode(&self, tombstone: bool, item: &Bytes) -> Result<(Vec<Ancestor>, Content), Malformed> {
+        let mut reader = Reader(self.bytes);
         let lineage = self.lineage(&mut reader)?;
         let lineage = lineage.chunks_exact(32).map(|pair| {
             let mut pair = Reader(pair);
@@ -419,12 +471,12 @@ impl<'a> Frame<'a> {
         });
         let lineage = lineage.collect::<Result<_, _>>()?;
         let mut attributes = Vec::new();
-        if self.flags & ATTRIBUTES != 0 {
+        if self.has_attributes {
             for _ in 0..reader.u16()? {
                 attributes.push((reader.text()?.to_owned(), reader.text()?.to_owned()));
             }
         }
-        let content = match record.tombstone {
+        let content = match tombstone {
             true => Content::Tombstone,
             false => Content::Value(item.slice_ref(reader.0), Attributes(attributes)),
         };
@@ -432,7 +484,7 @@ impl<'a> Frame<'a> {
     }
 
     fn lineage(&self, reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
-        match self.flags & LINEAGE != 0 {
+        match self.has_lineage {
             true => {
                 let count = reader.u16()?;
                 reader.take(usize::from(count) * 32)
@@ -441,10 +493,10 @@ impl<'a> Frame<'a> {
         }
     }
 
-    fn value(&self) -> Result<&'a [u8], Malformed> {
-        let mut reader = Reader(self.body);
+    pub(crate) fn value(&self) -> Result<&'a [u8], Malformed> {
+        let mut reader = Reader(self.bytes);
         self.lineage(&mut reader)?;
-        if self.flags & ATTRIBUTES != 0 {
+        if self.has_attributes {
             for _ in 0..reader.u16()? {
                 reader.text()?;
                 reader.text()?;

@@ -1,34 +1,50 @@
-//! The storage engine of one node: an append-only log of frames in segments, which is the data and the write-ahead log at once, and in memory an
-//! ordered table that says for each key what its register holds and where (Bitcask, Sheehy and Smith 2010; group commit, DeWitt et al. 1984).
+//! The storage engine of one node: an append-only log of frames in segments, which is the write-ahead log and the place of large values at once
+//! (Bitcask, Sheehy and Smith 2010; WiscKey, Lu et al. 2016; group commit, DeWitt et al. 1984), and a small log-structured index that says for each key what
+//! its register holds and where (O'Neil et al. 1996): a memtable, and sorted tables in few levels. Small records lie in the index itself.
 //!
 //! [`Engine`] is the type to start at. It knows no cluster: the rule by which a key changes reaches it as a closure over the key's
 //! [`Register`](dunlin_protocol::register::Register), and what it returns is a position in the log. It starts no thread: its owner calls
-//! [`Engine::write_pending`] from a writer thread, or as an event of a simulation. All file access goes through a [`Disk`]: a [`FileDisk`] or, with
+//! [`Engine::write_pending`] from a writer thread and [`Engine::maintain`] (flush, merge, collection) from another, or both as events of a simulation. All file access goes through a [`Disk`]: a [`FileDisk`] or, with
 //! crashes and faults, a [`MemoryDisk`].
 //!
-//! Beside the log there are a few small files: [`Identity`], [`ClockFile`], and whatever the owner keeps with [`store_blob`].
+//! A data directory holds `MANIFEST`, `segments/<id>.seg`, `tables/<id>.tbl` and `snapshots/<name>/`, each of which is a data directory of its own. Beside
+//! them there are a few small files: [`Identity`], [`ClockFile`], and whatever the owner keeps with [`store_blob`].
 //!
-//! It deliberately does not: decide anything about stamps or ballots, read a clock for anything but statistics, retry a failed write or sync (it
-//! is poisoned and recovers by reopening), or keep its index on disk (the whole log is replayed when it is opened).
+//! It deliberately does not: decide anything about stamps or ballots, read a clock for anything but statistics, retry a failed write or sync of the
+//! log or the manifest (it is poisoned and recovers by reopening), or drop tombstones, promises or anything else unless the caller says so.
 
 mod blob;
 mod clock_file;
+mod collection;
 mod disk;
 mod engine;
 mod error;
 mod frame;
+mod frozen;
+mod full_key;
 mod identity;
+mod indexed;
+mod job;
 mod log;
+mod maintenance;
 mod manifest;
 mod memtable;
 mod options;
 mod place;
+mod reading;
 mod recovery;
+mod references;
 mod replay;
 mod room;
 mod segment;
+mod snapshot;
 mod stats;
 mod suspects;
+mod table;
+mod update;
+mod verify;
+mod view;
+mod writer;
 
 pub use blob::{load_blob, store_blob};
 pub use clock_file::ClockFile;
@@ -37,9 +53,10 @@ pub use engine::{Engine, Entry, KeyRef, Stored, Updated};
 pub use error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError, WriteError};
 pub use frame::MAX_VALUE_LEN;
 pub use identity::Identity;
-pub use memtable::ScanRange;
 pub use options::{Options, Sync};
 pub use place::{Place, Position, SegmentId};
+pub use reading::{ScanRange, Visited};
 pub use recovery::Recovery;
 pub use stats::Stats;
 pub use suspects::Suspects;
+pub use verify::{Scrubbed, Verification, verify};

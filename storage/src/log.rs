@@ -66,6 +66,8 @@ struct State {
     disk_full: bool,
     /// A write was refused for lack of room: the writer is to try to make some.
     wants_room: bool,
+    /// The writer will come again by itself: it need not be woken.
+    is_writer_busy: bool,
 }
 
 impl State {
@@ -89,6 +91,10 @@ pub(crate) struct Log {
     state: Mutex<State>,
     pending: Condvar,
     waker: RwLock<Option<Waker>>,
+    /// The owner is told at the end of a turn only.
+    wakes_by_turn: AtomicBool,
+    /// The owner is to be told when the turn ends.
+    unannounced: AtomicBool,
     poisoned: AtomicBool,
     limit: u64,
     reserve: u64,
@@ -108,12 +114,15 @@ impl Log {
             end,
             disk_full: false,
             wants_room: false,
+            is_writer_busy: false,
         };
         let overhead = crate::segment::SEGMENT_HEADER_LEN + BATCH_LEN;
         Self {
             state: Mutex::new(state),
             pending: Condvar::new(),
             waker: RwLock::new(None),
+            wakes_by_turn: AtomicBool::new(false),
+            unannounced: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             limit: options.pending_limit_bytes,
             reserve: options.disk_reserve_bytes,
@@ -128,7 +137,7 @@ impl Log {
     /// Appends a frame. `wake` is set when [`wake`](Self::wake) is to be called, once no lock is held, whatever the result.
     pub(crate) fn append(
         &self,
-        mut frame: Vec<u8>,
+        frame: &mut [u8],
         demand: Demand,
         wake: &mut bool,
     ) -> Result<(Place, Position), WriteError> {
@@ -155,7 +164,7 @@ impl Log {
             spare.is_some_and(|spare| spare.offset + len + BATCH_LEN as u64 <= spare.reserved)
         };
         if !keeps_reserve || !(fits || fits_spare()) {
-            *wake = !was_pending;
+            *wake = !was_pending && !state.is_writer_busy;
             state.wants_room = true;
             return Err(if state.disk_full { WriteError::DiskFull } else { WriteError::Overloaded });
         }
@@ -171,26 +180,41 @@ impl Log {
         }
         let run = state.gathering.last_mut().expect("there is one now");
         let place = Place { segment: run.segment.id, offset: state.active.offset, len: frame.len() as u32 };
-        set_place(&mut frame, place.segment, place.offset);
-        run.bytes.extend_from_slice(&frame);
+        set_place(frame, place.segment, place.offset);
+        run.bytes.extend_from_slice(frame);
         run.must_sync |= demand.must_sync;
         state.active.offset += len;
         state.pending_bytes += len;
         let position = run.segment.position(state.active.offset);
         state.end = position.0;
-        *wake = !was_pending;
+        *wake = !was_pending && !state.is_writer_busy;
         Ok((place, position))
     }
 
+    /// Something is pending of which the owner has to know: tells it, now or at the end of the turn.
+    pub(crate) fn announce(&self) {
+        match self.wakes_by_turn.load(Ordering::Relaxed) {
+            true => self.unannounced.store(true, Ordering::Release),
+            false => self.wake(),
+        }
+    }
+
+    pub(crate) fn end_turn(&self) {
+        if self.unannounced.load(Ordering::Relaxed) && self.unannounced.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
     /// Tells the owner that something is pending.
-    pub(crate) fn wake(&self) {
+    fn wake(&self) {
         self.pending.notify_all();
         if let Some(waker) = &*self.waker.read().expect("the waker does not panic") {
             waker();
         }
     }
 
-    pub(crate) fn set_waker(&self, waker: Waker) {
+    pub(crate) fn set_waker(&self, waker: Waker, by_turn: bool) {
+        self.wakes_by_turn.store(by_turn, Ordering::Relaxed);
         *self.waker.write().expect("the waker does not panic") = Some(waker);
     }
 
@@ -205,6 +229,7 @@ impl Log {
     pub(crate) fn begin(&self, synced_upto: u64) -> Option<Arc<Vec<Run>>> {
         let mut state = self.lock();
         state.wants_room = false;
+        state.is_writer_busy = !state.gathering.is_empty();
         if state.gathering.is_empty() {
             return None;
         }

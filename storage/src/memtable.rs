@@ -1,74 +1,177 @@
-//! `Memtable`: what every key's register holds, in memory and in order.
+//! `Memtable`: what changed since the last flush, in memory.
+//!
+//! A shard finds a key by its hash in one look; the order that scans and flushes need is made when they ask for it, by sorting what is new
+//! since they last did. Keys and bodies (see [`indexed`](crate::indexed)) lie behind one another in one arena a shard.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use dunlin_protocol::{KeyspaceId, PartitionId};
+use dunlin_protocol::PartitionId;
+use hashbrown::HashTable;
 
-use crate::engine::{Entry, KeyRef};
+use crate::frozen::{Frozen, Moment};
 use crate::place::Position;
+use crate::table::PREFIX_LEN;
 
-/// How many entries a scan copies under one lock.
-const SCAN_STEP: usize = 64;
+/// What an entry takes besides key and body: slot, and place in the hash table and in the order.
+const ENTRY_OVERHEAD: usize = size_of::<Slot>() + 12;
 
-/// What a scan visits, in the order of partition and key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ScanRange<'a> {
-    /// In this keyspace.
-    pub keyspace: KeyspaceId,
-    /// From this partition.
-    pub first: PartitionId,
-    /// To this one, inclusive.
-    pub last: PartitionId,
-    /// In the first partition only keys behind this one: where an earlier scan stopped.
-    pub after: Option<&'a [u8]>,
-    /// Only keys that begin with this.
-    pub prefix: &'a [u8],
-    /// Only keys at or above this.
-    pub start: &'a [u8],
-    /// Only keys below this; empty: no such bound.
-    pub end: &'a [u8],
+pub(crate) struct Slot {
+    hash: u64,
+    position: u64,
+    key_at: u32,
+    body_at: u32,
+    body_len: u32,
+    body_capacity: u32,
+    key_len: u16,
 }
 
-impl ScanRange<'_> {
-    /// All keys of a keyspace in these partitions.
-    pub fn all(keyspace: KeyspaceId, first: PartitionId, last: PartitionId) -> Self {
-        Self { keyspace, first, last, after: None, prefix: b"", start: b"", end: b"" }
-    }
+/// An entry copied out of a memtable.
+pub(crate) struct Copied {
+    pub(crate) key: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) position: Position,
 }
 
-type Keys = BTreeMap<Box<[u8]>, Entry>;
-type Forgotten = (Position, PartitionId, KeyspaceId, Box<[u8]>);
+/// The slots of a partition and keyspace.
+#[derive(Default)]
+pub(crate) struct Order {
+    sorted: Vec<u32>,
+    /// Added since.
+    new: Vec<u32>,
+}
 
-/// The keys of the partitions of one lock.
+pub(crate) type Prefix = [u8; PREFIX_LEN];
+
+/// The keys of the partitions of one lock. Keys are those of [`table`](crate::table).
 #[derive(Default)]
 pub(crate) struct Shard {
-    keys: BTreeMap<(PartitionId, KeyspaceId), Keys>,
+    table: HashTable<u32>,
+    slots: Vec<Slot>,
+    arena: Vec<u8>,
+    orders: BTreeMap<Prefix, Order>,
 }
 
 impl Shard {
-    pub(crate) fn entry(&self, key: KeyRef<'_>) -> Entry {
-        self.keys.get(&(key.partition, key.keyspace)).and_then(|keys| keys.get(key.key)).copied().unwrap_or_default()
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
+        let is_it = |&slot: &u32| {
+            let found = &self.slots[slot as usize];
+            found.hash == hash && self.key(slot) == key
+        };
+        self.table.find(hash, is_it).copied()
+    }
+
+    pub(crate) fn key(&self, slot: u32) -> &[u8] {
+        let slot = &self.slots[slot as usize];
+        &self.arena[slot.key_at as usize..][..slot.key_len.into()]
+    }
+
+    pub(crate) fn body(&self, slot: u32) -> &[u8] {
+        let slot = &self.slots[slot as usize];
+        &self.arena[slot.body_at as usize..][..slot.body_len as usize]
+    }
+
+    pub(crate) fn position(&self, slot: u32) -> Position {
+        Position(self.slots[slot as usize].position)
+    }
+
+    pub(crate) fn prefixes(&mut self) -> impl Iterator<Item = (Prefix, Vec<u32>)> {
+        std::mem::take(&mut self.orders).into_iter().map(|(prefix, mut order)| {
+            order.sorted.append(&mut order.new);
+            (prefix, order.sorted)
+        })
+    }
+
+    pub(crate) fn sort(&self, slots: &mut [u32]) {
+        slots.sort_unstable_by(|a, b| self.key(*a).cmp(self.key(*b)));
+    }
+
+    /// Puts a body where `find` found the key, or found none. Returns by how much the shard grew.
+    fn put(&mut self, slot: Option<u32>, hash: u64, key: &[u8], body: &[u8], position: Position) -> usize {
+        let before = self.arena.len();
+        match slot {
+            Some(number) => {
+                let slot = &mut self.slots[number as usize];
+                slot.position = position.0;
+                slot.body_len = body.len() as u32;
+                if slot.body_capacity >= slot.body_len {
+                    self.arena[slot.body_at as usize..][..body.len()].copy_from_slice(body);
+                } else {
+                    (slot.body_at, slot.body_capacity) = (self.arena.len() as u32, slot.body_len);
+                    self.arena.extend_from_slice(body);
+                }
+                self.arena.len() - before
+            }
+            None => {
+                let number = self.slots.len() as u32;
+                self.arena.extend_from_slice(key);
+                self.arena.extend_from_slice(body);
+                let (key_at, body_at, len) = (before as u32, (before + key.len()) as u32, body.len() as u32);
+                let (position, key_len) = (position.0, key.len() as u16);
+                let slot = Slot { hash, position, key_at, body_at, body_len: len, body_capacity: len, key_len };
+                self.slots.push(slot);
+                let slots = &self.slots;
+                self.table.insert_unique(hash, number, |&slot| slots[slot as usize].hash);
+                let prefix = key.first_chunk().copied().unwrap_or_default();
+                self.orders.entry(prefix).or_default().new.push(number);
+                self.arena.len() - before + ENTRY_OVERHEAD
+            }
+        }
+    }
+
+    /// The first entries of a partition and keyspace from `start` on, which it includes or not.
+    fn copy(&mut self, prefix: &Prefix, start: &[u8], inclusive: bool, limit: usize) -> Vec<Copied> {
+        let Some(mut order) = self.orders.get_mut(prefix).map(std::mem::take) else { return Vec::new() };
+        if !order.new.is_empty() {
+            self.sort(&mut order.new);
+            order.sorted = self.merged(&order.sorted, &order.new);
+            order.new.clear();
+        }
+        let is_below = |slot: &u32| if inclusive { self.key(*slot) < start } else { self.key(*slot) <= start };
+        let from = order.sorted.partition_point(is_below);
+        let copied = order.sorted[from..].iter().take(limit).map(|&slot| Copied {
+            key: self.key(slot).to_vec(),
+            body: self.body(slot).to_vec(),
+            position: self.position(slot),
+        });
+        let copied = copied.collect();
+        self.orders.insert(*prefix, order);
+        copied
+    }
+
+    fn merged(&self, a: &[u32], b: &[u32]) -> Vec<u32> {
+        let mut merged = Vec::with_capacity(a.len() + b.len());
+        let (mut a, mut b) = (a, b);
+        while let ([first_a, rest_a @ ..], [first_b, rest_b @ ..]) = (a, b) {
+            if self.key(*first_a) < self.key(*first_b) {
+                merged.push(*first_a);
+                a = rest_a;
+            } else {
+                merged.push(*first_b);
+                b = rest_b;
+            }
+        }
+        merged.extend_from_slice(a);
+        merged.extend_from_slice(b);
+        merged
     }
 }
 
 pub(crate) struct Memtable {
     shards: Vec<Mutex<Shard>>,
-    len: AtomicU64,
-    /// Keys that are absent again by a frame that is not durable yet: until it is, a reply that says so has to wait for it.
-    forgotten: Mutex<Vec<Forgotten>>,
+    bytes: AtomicU64,
 }
 
 impl Memtable {
     pub(crate) fn new(shards: usize) -> Self {
-        let shards = (0..shards).map(|_| Mutex::default()).collect();
-        Self { shards, len: AtomicU64::new(0), forgotten: Mutex::default() }
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), bytes: AtomicU64::new(0) }
     }
 
-    pub(crate) fn len(&self) -> u64 {
-        self.len.load(Ordering::Relaxed)
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lock(&self, partition: PartitionId) -> MutexGuard<'_, Shard> {
@@ -76,35 +179,38 @@ impl Memtable {
         shard.lock().expect("no thread panics while it holds a shard")
     }
 
-    /// Puts an entry, whose absence is remembered until [`drop_forgotten`](Self::drop_forgotten).
-    pub(crate) fn put(&self, shard: &mut Shard, key: KeyRef<'_>, entry: Entry) {
-        if entry.register.is_absent() {
-            let mut forgotten = self.forgotten.lock().expect("no thread panics while it holds this list");
-            forgotten.push((entry.position, key.partition, key.keyspace, key.key.into()));
-        }
-        let keys = shard.keys.entry((key.partition, key.keyspace)).or_default();
-        match keys.get_mut(key.key) {
-            Some(slot) => *slot = entry,
-            None => {
-                keys.insert(key.key.into(), entry);
-                self.len.fetch_add(1, Ordering::Relaxed);
-            }
+    /// See [`Shard::find`] for `slot`.
+    pub(crate) fn put(
+        &self,
+        shard: &mut Shard,
+        slot: Option<u32>,
+        hash: u64,
+        key: &[u8],
+        body: &[u8],
+        position: Position,
+    ) {
+        let grown = shard.put(slot, hash, key, body, position);
+        if grown > 0 {
+            self.bytes.fetch_add(grown as u64, Ordering::Relaxed);
         }
     }
 
-    /// Removes what was forgotten by frames that are durable now.
-    pub(crate) fn drop_forgotten(&self, durable: Position) {
-        let mut forgotten = self.forgotten.lock().expect("no thread panics while it holds this list");
-        // A shard's lock is taken before this one's: the list is not held while shards are locked.
-        let gone: Vec<_> = forgotten.extract_if(.., |(position, ..)| *position <= durable).collect();
-        drop(forgotten);
-        for (_, partition, keyspace, key) in gone {
-            let mut shard = self.lock(partition);
-            let entry = shard.entry(KeyRef { partition, keyspace, key: &key });
-            if entry.register.is_absent() && entry.position <= durable {
-                self.remove(&mut shard, KeyRef { partition, keyspace, key: &key });
-            }
+    /// Copies entries out; the shard is locked by the caller.
+    pub(crate) fn copy(shard: &mut Shard, prefix: &Prefix, start: &[u8], inclusive: bool, limit: usize) -> Vec<Copied> {
+        shard.copy(prefix, start, inclusive, limit)
+    }
+
+    /// Takes everything out at one moment, while no shard is used: `moment` is called then, and `publish` with what was taken, before any shard
+    /// is used again. False: there is nothing.
+    pub(crate) fn freeze(&self, moment: impl FnOnce() -> Moment, publish: impl FnOnce(Frozen)) -> bool {
+        let mut shards: Vec<_> =
+            self.shards.iter().map(|shard| shard.lock().expect("no thread panics while it holds a shard")).collect();
+        if shards.iter().all(|shard| shard.slots.is_empty()) {
+            return false;
         }
+        let taken = shards.iter_mut().map(|shard| std::mem::take(&mut **shard)).collect();
+        publish(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment()));
+        true
     }
 
     /// The canary: an acceptor that forgets at a restart what it promised and accepted. The simulator must notice.
@@ -112,65 +218,16 @@ impl Memtable {
     pub(crate) fn forget_votes(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().expect("no thread panics while it holds a shard");
-            for entry in shard.keys.values_mut().flat_map(|keys| keys.values_mut()) {
-                entry.register.promised = dunlin_protocol::Ballot::ZERO;
-                entry.register.pending = None;
-            }
-        }
-    }
-
-    fn remove(&self, shard: &mut Shard, key: KeyRef<'_>) {
-        let at = (key.partition, key.keyspace);
-        if let Some(keys) = shard.keys.get_mut(&at)
-            && keys.remove(key.key).is_some()
-        {
-            self.len.fetch_sub(1, Ordering::Relaxed);
-            if keys.is_empty() {
-                shard.keys.remove(&at);
-            }
-        }
-    }
-
-    /// See [`Engine::scan`](crate::Engine::scan).
-    pub(crate) fn scan(
-        &self,
-        range: &ScanRange<'_>,
-        limit: usize,
-        visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
-    ) -> bool {
-        let mut left = limit;
-        for partition in range.first.0..=range.last.0 {
-            let partition = PartitionId(partition);
-            let mut after = if partition == range.first { range.after.map(Box::from) } else { None };
-            loop {
-                let step = self.copy(range, partition, after.as_deref());
-                for (key, entry) in &step {
-                    if left == 0 || !visit(partition, key, entry) {
-                        return false;
-                    }
-                    left -= 1;
+            for number in 0..shard.slots.len() as u32 {
+                let mut body = Vec::new();
+                if let Ok(mut indexed) = crate::indexed::Indexed::decode(shard.body(number)) {
+                    indexed.register.promised = dunlin_protocol::Ballot::ZERO;
+                    (indexed.register.pending, indexed.pending) = (None, None);
+                    indexed.encode(&mut body);
                 }
-                match step.into_iter().nth(SCAN_STEP - 1) {
-                    Some((key, _)) => after = Some(key),
-                    None => break,
-                }
+                let position = shard.position(number);
+                shard.put(Some(number), 0, &[], &body, position);
             }
         }
-        true
-    }
-
-    fn copy(&self, range: &ScanRange<'_>, partition: PartitionId, after: Option<&[u8]>) -> Vec<(Box<[u8]>, Entry)> {
-        let first = range.start.max(range.prefix);
-        let lower = match after {
-            Some(after) if after >= first => Bound::Excluded(after),
-            _ => Bound::Included(first),
-        };
-        let shard = self.lock(partition);
-        let Some(keys) = shard.keys.get(&(partition, range.keyspace)) else { return Vec::new() };
-        keys.range::<[u8], _>((lower, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(range.prefix) && (range.end.is_empty() || &***key < range.end))
-            .take(SCAN_STEP)
-            .map(|(key, entry)| (key.clone(), *entry))
-            .collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::OpenError;
 use crate::frame::MAX_FRAME_LEN;
+use crate::place::Place;
 use crate::segment::SEGMENT_HEADER_LEN;
 
 /// When a written batch is synced.
@@ -30,6 +31,17 @@ pub struct Options {
     pub disk_reserve_bytes: u64,
     /// Into how many locks the table in memory is split, by partition. 1 to 4,096. Default: 32.
     pub shards: usize,
+    /// Records of up to so many bytes of lineage, attributes and value lie in the index, larger ones in segments only. At most 1,024. Default: 512.
+    pub inline_bytes: usize,
+    /// What changed since the last flush may take so much memory before it is flushed; as much again while it is, then writes are refused as
+    /// overload. 1 KiB to 1 GiB. Default: 64 MiB.
+    pub memtable_bytes: u64,
+    /// A table is not made longer than this. 1 KiB to 1 GiB. Default: 64 MiB.
+    pub table_bytes: u64,
+    /// Blocks of tables that were read are kept, up to this. Default: 96 MiB.
+    pub cache_bytes: u64,
+    /// A segment is collected when of its bytes more than this share, in hundredths, are dead. 1 to 100. Default: 20.
+    pub garbage_percent: u8,
 }
 
 impl Default for Options {
@@ -40,6 +52,11 @@ impl Default for Options {
             pending_limit_bytes: 16 << 20,
             disk_reserve_bytes: 4 << 20,
             shards: 32,
+            inline_bytes: 512,
+            memtable_bytes: 64 << 20,
+            table_bytes: 64 << 20,
+            cache_bytes: 96 << 20,
+            garbage_percent: 20,
         }
     }
 }
@@ -58,9 +75,31 @@ impl Options {
         if !(1..=4096).contains(&self.shards) {
             return invalid("shards", "it lies between 1 and 4,096");
         }
+        if self.inline_bytes > 1024 {
+            return invalid("inline_bytes", "it is at most 1,024");
+        }
+        if !(1 << 10..=1 << 30).contains(&self.memtable_bytes) {
+            return invalid("memtable_bytes", "it lies between 1 KiB and 1 GiB");
+        }
+        if !(1 << 10..=1 << 30).contains(&self.table_bytes) {
+            return invalid("table_bytes", "it lies between 1 KiB and 1 GiB");
+        }
+        if !(1..=100).contains(&self.garbage_percent) {
+            return invalid("garbage_percent", "it lies between 1 and 100");
+        }
         self.pending_limit_bytes = self.pending_limit_bytes.min(self.segment_bytes);
         self.disk_reserve_bytes = self.disk_reserve_bytes.min(self.segment_bytes);
         Ok(self)
+    }
+
+    /// Where a record lies whose frame has this place and whose body this length.
+    pub(crate) fn place_of(&self, frame: Place, body_len: usize) -> Place {
+        if body_len <= self.inline_bytes { Place::inline(body_len) } else { frame }
+    }
+
+    /// The log that a recovery would have to replay is kept below this, roughly.
+    pub(crate) fn log_limit(&self) -> u64 {
+        2 * self.memtable_bytes + 2 * self.segment_bytes
     }
 
     /// The room to keep allocated ahead of the log. Between two steps of the writer at most the pending limit is appended, and what a frame that

@@ -8,6 +8,8 @@ pub struct SegmentId(pub u64);
 pub(crate) const SEGMENTS_DIR: &str = "segments";
 
 impl SegmentId {
+    pub(crate) const NONE: Self = Self(u64::MAX);
+
     /// The file's name, relative to the data directory.
     pub fn file_name(self) -> String {
         format!("{SEGMENTS_DIR}/{:016x}.seg", self.0)
@@ -21,7 +23,8 @@ impl SegmentId {
     }
 }
 
-/// Where a record's frame lies: handed out by the engine, and opaque to everybody else.
+/// Where a record lies: handed out by the engine, and opaque to everybody else. A small record lies in the index, beside its register; a larger
+/// one in a frame of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Place {
     pub(crate) segment: SegmentId,
@@ -30,9 +33,18 @@ pub struct Place {
 }
 
 impl Place {
-    /// The segment.
-    pub fn segment(&self) -> SegmentId {
-        self.segment
+    /// In the index, so many bytes of lineage, attributes and value.
+    pub(crate) fn inline(len: usize) -> Self {
+        Self { segment: SegmentId::NONE, offset: 0, len: len as u32 }
+    }
+
+    pub(crate) fn is_inline(&self) -> bool {
+        self.segment == SegmentId::NONE
+    }
+
+    /// The segment that has the record's frame; none: it lies in the index.
+    pub fn segment(&self) -> Option<SegmentId> {
+        (!self.is_inline()).then_some(self.segment)
     }
 
     /// The offset of the frame in the segment, in bytes.
@@ -40,7 +52,7 @@ impl Place {
         self.offset
     }
 
-    /// The length of the frame in bytes.
+    /// The length of the frame, or of what lies in the index, in bytes.
     pub fn frame_len(&self) -> u32 {
         self.len
     }

@@ -11,17 +11,20 @@ use std::sync::Arc;
 
 use crate::blob;
 use crate::disk::{Disk, DiskFile, read_all, write_all};
-use crate::error::{Affected, Damage, DamageKind, FileError, OpenError};
-use crate::frame::{BATCH_LEN, Batch};
+use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, is_disk_full};
+use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, check, seal_end};
 use crate::log::Tail;
 use crate::manifest::{Listing, MANIFEST, Manifest};
 use crate::memtable::Memtable;
 use crate::options::Options;
 use crate::place::{SEGMENTS_DIR, SegmentId};
-use crate::replay::{Contents, Findings, Replay, Replayed, highest_synced};
-use crate::room::Next;
+use crate::references::Segments;
+use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
+use crate::room::{FIRST_ALLOCATION, Next};
 use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader};
 use crate::suspects::Suspects;
+use crate::table::{TABLES_DIR, Table, TableId, block_cache};
+use crate::view::{Levels, View};
 
 /// What opening a data directory found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -46,9 +49,11 @@ pub struct Recovery {
 
 /// A data directory, opened.
 pub(crate) struct Opened {
-    pub(crate) segments: BTreeMap<SegmentId, Arc<Segment>>,
+    pub(crate) segments: Segments,
     pub(crate) manifest: Manifest,
     pub(crate) memtable: Memtable,
+    pub(crate) view: View,
+    pub(crate) keys: u64,
     pub(crate) tail: Tail,
     /// Where the log's last item ends.
     pub(crate) end: u64,
@@ -66,33 +71,52 @@ impl Opened {
     pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Self, OpenError> {
         let mut findings = Findings::default();
         let files = list(disk)?;
-        let (mut manifest, is_new) = load_manifest(disk, &files, &mut findings)?;
+        let table_files = list_tables(disk)?;
+        let (mut manifest, is_new) = load_manifest(disk, &files, &table_files, &mut findings)?;
+        let view = View { levels: Arc::new(open_tables(disk, &manifest, &mut findings)?), ..View::default() };
         let found = find_segments(disk, &manifest, &mut findings)?;
-        let synced_upto = synced_upto(&found)?;
-        let highest = files.iter().chain(manifest.segments.keys()).max();
-        let next = Next {
-            id: SegmentId(highest.map_or(0, |id| id.0 + 1)),
-            base: manifest.segments.values().map(|listing| listing.base + listing.capacity).max().unwrap_or(0),
-        };
+        let synced_upto = synced_upto(&found, manifest.position)?;
+        let highest = files.iter().chain(manifest.segments.keys()).map(|id| id.0 + 1).max().unwrap_or(0);
+        let fresh_id = SegmentId(highest.max(manifest.next_segment));
+        let base = manifest.segments.values().map(|listing| listing.base + listing.capacity).max().unwrap_or(0);
+        let next = Next { base: base.max(manifest.position) };
+        let highest_table = table_files.iter().map(|id| id.0 + 1).max().unwrap_or(0);
+        manifest.next_table = manifest.next_table.max(highest_table);
 
         let memtable = Memtable::new(options.shards);
-        let mut replay = Replay::new(&memtable, &mut findings, synced_upto, next.id);
+        let base = Base {
+            options,
+            memtable: &memtable,
+            view: &view,
+            blocks: &block_cache(1 << 20),
+            live: manifest.segments.iter().map(|(id, listing)| (*id, listing.live)).collect(),
+            keys: manifest.keys,
+            position: manifest.position,
+        };
+        let mut replay = Replay::new(base, &mut findings, synced_upto, fresh_id);
         let mut replayed = BTreeMap::new();
-        for (&id, segment) in &manifest.segments {
+        for (&id, listing) in &manifest.segments {
+            if listing.is_behind(manifest.position) {
+                continue;
+            }
             let Some(Found { listing, file }) = found.get(&id) else {
                 // It was reported when it was not found.
                 replay.lose_chain();
                 continue;
             };
             let limit = found.range(id..).skip(1).map(|(_, later)| later.listing.cut).min().unwrap_or(u64::MAX);
-            let bytes = read_all(&**file, segment.capacity).map_err(OpenError::io(id.file_name()))?;
+            let bytes = read_all(&**file, listing.capacity).map_err(OpenError::io(id.file_name()))?;
             replayed.insert(id, replay.segment(Contents { id, listing: *listing, bytes: &bytes }, limit));
         }
         replay.finish();
+        if let Some(error) = replay.unreadable {
+            return Err(error.into());
+        }
+        let (keys, live) = (replay.base.keys, std::mem::take(&mut replay.base.live));
+        let live = |id: SegmentId| live.get(&id).copied().unwrap_or(0);
         #[cfg(feature = "canary")]
         memtable.forget_votes();
         let Replay { end, torn_bytes, frames, rewritten, rewritten_frames, .. } = replay;
-        memtable.drop_forgotten(crate::place::Position::ZERO);
 
         let cut = end.min(synced_upto);
         // Near damage nothing is taken away.
@@ -100,21 +124,38 @@ impl Opened {
         if is_whole {
             make_space(&found, &replayed, rewritten.is_empty())?;
         }
-        let fresh = Fresh { next: &next, cut, items: rewritten };
+        let fresh = Fresh { id: fresh_id, base: next.base, cut, items: rewritten };
         let (tail, end) = fresh.write(disk, options)?;
 
         let mut segments = BTreeMap::new();
-        for (id, Replayed { kept_end, kept, .. }) in &replayed {
-            if *kept == 0 && is_whole {
-                manifest.segments.remove(id);
-                continue;
+        for (&id, Found { listing, file }) in &found {
+            let written = match replayed.get(&id) {
+                Some(Replayed { kept_end, kept, .. }) if *kept > 0 || listing.live > 0 || !is_whole => *kept_end,
+                Some(_) => {
+                    manifest.segments.remove(&id);
+                    continue;
+                }
+                None => {
+                    let len = file.len().map_err(OpenError::io(id.file_name()))?;
+                    if listing.end > 0 { listing.end } else { len }
+                }
+            };
+            if let Some(listed) = manifest.segments.get_mut(&id)
+                && replayed.contains_key(&id)
+                && is_whole
+            {
+                listed.end = written;
             }
-            let Found { listing, file } = &found[id];
-            segments.insert(*id, Arc::new(Segment::new(*id, listing, file.clone(), *kept_end)));
+            let listing = Listing { live: live(id), ..*listing };
+            segments.insert(id, Arc::new(Segment::new(id, &listing, file.clone(), written)));
         }
         let Tail { segment, .. } = &tail;
-        let listing = Listing { base: segment.base, capacity: segment.capacity, cut, synced_upto: end };
+        segment.set_live(live(segment.id));
+        let Segment { base, capacity, .. } = **segment;
+        let least_len = tail.reserved;
+        let listing = Listing { base, capacity, cut, synced_upto: end, least_len, ..Listing::default() };
         manifest.segments.insert(segment.id, listing);
+        manifest.next_segment = segment.id.0 + 1;
         for affected in findings.suspects.named().map(Affected::Partition) {
             manifest.suspects.add(affected);
         }
@@ -124,7 +165,8 @@ impl Opened {
         manifest.store(disk)?;
 
         // From here on the fresh segment counts, and what it replaces is void.
-        for (id, segment) in &segments {
+        for id in replayed.keys() {
+            let Some(segment) = segments.get(id) else { continue };
             let end = segment.written();
             if is_whole {
                 segment.file.truncate(end).map_err(OpenError::io(id.file_name()))?;
@@ -140,6 +182,15 @@ impl Opened {
             put_away.map_err(OpenError::io(name))?;
         }
         disk.sync_dir(SEGMENTS_DIR).map_err(OpenError::io(SEGMENTS_DIR))?;
+        let is_listed = |id: &TableId| manifest.tables.iter().any(|(listed, _)| listed == id);
+        for id in table_files.iter().filter(|id| !is_listed(id)) {
+            let name = id.file_name();
+            let put_away = match is_whole {
+                true => disk.remove(&name),
+                false => disk.rename(&name, &format!("{name}.damaged")),
+            };
+            put_away.map_err(OpenError::io(name))?;
+        }
 
         let recovery = Recovery {
             is_new,
@@ -152,8 +203,9 @@ impl Opened {
             suspects: manifest.suspects.clone(),
         };
         segments.insert(tail.segment.id, tail.segment.clone());
-        let next = Next { id: SegmentId(next.id.0 + 1), base: tail.segment.base + tail.segment.capacity };
-        Ok(Self { segments, manifest, memtable, tail, end, next, recovery })
+        let next = Next { base: tail.segment.base + tail.segment.capacity };
+        let segments = Segments::new(segments);
+        Ok(Self { segments, manifest, memtable, view, keys, tail, end, next, recovery })
     }
 }
 
@@ -163,14 +215,40 @@ fn list(disk: &dyn Disk) -> Result<Vec<SegmentId>, OpenError> {
     Ok(names.iter().filter_map(|name| SegmentId::of_file(name)).collect())
 }
 
-/// The manifest, and whether the directory is new. A damaged or missing one is replaced by what the segments' headers say, with every partition
-/// suspect.
-fn load_manifest(disk: &dyn Disk, files: &[SegmentId], findings: &mut Findings) -> Result<(Manifest, bool), OpenError> {
+/// The table files that are there.
+fn list_tables(disk: &dyn Disk) -> Result<Vec<TableId>, OpenError> {
+    let names = disk.list(TABLES_DIR).map_err(OpenError::io(TABLES_DIR))?;
+    Ok(names.iter().filter_map(|name| TableId::of_file(name)).collect())
+}
+
+/// Opens the listed tables. One that is damaged is left out.
+fn open_tables(disk: &dyn Disk, manifest: &Manifest, findings: &mut Findings) -> Result<Levels, OpenError> {
+    let mut levels = Levels::default();
+    for &(id, level) in &manifest.tables {
+        match Table::open(disk, id)? {
+            Ok((table, damage)) => {
+                damage.into_iter().for_each(|damage| findings.add(damage));
+                levels.add(level.into(), Arc::new(table));
+            }
+            Err(damage) => findings.add(damage),
+        }
+    }
+    Ok(levels)
+}
+
+/// The manifest, and whether the directory is new. A damaged or missing one is replaced by what the headers of segments and the ends of tables say,
+/// with every partition suspect.
+fn load_manifest(
+    disk: &dyn Disk,
+    files: &[SegmentId],
+    table_files: &[TableId],
+    findings: &mut Findings,
+) -> Result<(Manifest, bool), OpenError> {
     let mut damage = match Manifest::load(disk) {
         Ok(Some(Ok(manifest))) => return Ok((manifest, false)),
         Ok(Some(Err(_))) => blob::damage(MANIFEST, DamageKind::Malformed, 0, 0),
         // The manifest is stored before the first segment is made.
-        Ok(None) if files.is_empty() => {
+        Ok(None) if files.is_empty() && table_files.is_empty() => {
             let manifest = Manifest::default();
             manifest.store(disk)?;
             return Ok((manifest, true));
@@ -186,12 +264,25 @@ fn load_manifest(disk: &dyn Disk, files: &[SegmentId], findings: &mut Findings) 
         let file = disk.open(&id.file_name()).map_err(OpenError::io(id.file_name()))?;
         match read_header(&*file, id)? {
             Ok(header) if header.id == id && Listing::from(&header).is_sound() => {
-                manifest.segments.insert(id, Listing::from(&header));
+                // How much of it is dead was only known to the manifest: it is never collected.
+                manifest.segments.insert(id, Listing { live: header.capacity, ..Listing::from(&header) });
             }
             Ok(header) => findings.add(swapped(id, header.id)),
             Err(damage) => findings.add(Damage { affected: Affected::Everything, ..damage }),
         }
     }
+    let mut tables = Vec::new();
+    for &id in table_files {
+        // What is damaged is suspect already, as everything is.
+        if let Ok((table, _)) = Table::open(disk, id)? {
+            tables.push(table);
+        }
+    }
+    // Inputs of a merge may be there beside its outputs; of two with the same keys the one of the higher position is at least as new.
+    tables.sort_by_key(|table| (table.meta().position, table.id()));
+    manifest.position = tables.last().map_or(0, |table| table.meta().position);
+    manifest.keys = tables.iter().map(|table| table.meta().entries).sum();
+    manifest.tables = tables.iter().map(|table| (table.id(), 0)).collect();
     Ok((manifest, false))
 }
 
@@ -220,9 +311,23 @@ fn find_segments(
             }
             Err(damage) => findings.add(damage),
         }
+        let len = file.len().map_err(OpenError::io(id.file_name()))?;
+        if listing.is_cut_short(len) && !ends_with_seal(&*file, id, len).map_err(OpenError::io(id.file_name()))? {
+            let expected = if listing.end > 0 { listing.end } else { listing.least_len };
+            let (file, kind, affected) = (id.file_name(), DamageKind::CutShort, Affected::Everything);
+            findings.add(Damage { file, offset: len, kind, expected, found: len, affected });
+        }
         found.insert(id, Found { listing, file });
     }
     Ok(found)
+}
+
+/// Whether a recovery that was itself cut off had given back the file's unused room.
+fn ends_with_seal(file: &dyn DiskFile, id: SegmentId, len: u64) -> io::Result<bool> {
+    let Some(offset) = len.checked_sub(HEAD_LEN as u64) else { return Ok(false) };
+    let mut item = [0; HEAD_LEN];
+    let read = file.read_at(offset, &mut item)?;
+    Ok(check(&item[..read], id, offset).is_ok_and(|head| head.is_seal()))
 }
 
 fn read_header(file: &dyn DiskFile, id: SegmentId) -> Result<Result<SegmentHeader, Damage>, OpenError> {
@@ -246,9 +351,10 @@ fn swapped(id: SegmentId, found: SegmentId) -> Damage {
 }
 
 /// The highest valid `synced_upto`. They rise along the log, so the last segment that has a batch has the highest one of all batches.
-fn synced_upto(found: &BTreeMap<SegmentId, Found>) -> Result<u64, OpenError> {
-    let mut highest = found.values().map(|segment| segment.listing.synced_upto).max().unwrap_or(0);
-    for (&id, Found { listing, file }) in found.iter().rev() {
+fn synced_upto(found: &BTreeMap<SegmentId, Found>, position: u64) -> Result<u64, OpenError> {
+    let mut highest = found.values().map(|segment| segment.listing.synced_upto).max().unwrap_or(0).max(position);
+    let after = found.iter().rev().filter(|(_, segment)| !segment.listing.is_behind(position));
+    for (&id, Found { listing, file }) in after {
         let bytes = read_all(&**file, listing.capacity).map_err(OpenError::io(id.file_name()))?;
         if let Some(synced_upto) = highest_synced(Contents { id, listing: *listing, bytes: &bytes }) {
             highest = highest.max(synced_upto);
@@ -268,8 +374,12 @@ fn make_space(
     for (id, Replayed { end, kept_end, .. }) in replayed {
         let (file, end) = (&found[id].file, if is_kept_all { *kept_end } else { *end });
         let cut = || {
-            if file.len()? > end {
-                file.truncate(end)?;
+            // Until the manifest says where the file ends, it has to say so itself. The room is allocated already.
+            let sealed_end = end + HEAD_LEN as u64;
+            if file.len()? > sealed_end {
+                write_all(&**file, end, &seal_end(*id, end))?;
+                file.sync()?;
+                file.truncate(sealed_end)?;
                 file.sync()?;
             }
             Ok(())
@@ -280,20 +390,21 @@ fn make_space(
 }
 
 /// The segment in which the log goes on.
-struct Fresh<'a> {
-    next: &'a Next,
+struct Fresh {
+    id: SegmentId,
+    base: u64,
     cut: u64,
     items: Vec<u8>,
 }
 
-impl Fresh<'_> {
+impl Fresh {
     /// Writes the segment durably. Returns it, and where the log ends.
     fn write(self, disk: &dyn Disk, options: &Options) -> Result<(Tail, u64), OpenError> {
-        let Self { next: &Next { id, base }, cut, items } = self;
+        let Self { id, base, cut, items } = self;
         let len = SEGMENT_HEADER_LEN + if items.is_empty() { 0 } else { BATCH_LEN + items.len() };
         let end = if items.is_empty() { cut } else { base + len as u64 };
         let capacity = options.segment_bytes.max(len as u64);
-        let header = SegmentHeader { id, base, capacity, cut, synced_upto: end };
+        let header = SegmentHeader { id, base, capacity, cut, synced_upto: end, is_cold: false };
         let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(&header.encode());
         if !items.is_empty() {
@@ -306,13 +417,20 @@ impl Fresh<'_> {
         let write = || {
             let file = disk.create(&name)?;
             write_all(&*file, 0, &bytes)?;
+            let first = FIRST_ALLOCATION.min(capacity).max(len as u64);
+            let allocated = match file.preallocate(0, first) {
+                Ok(()) => first,
+                // The log may have room enough all the same, and opens without.
+                Err(error) if is_disk_full(&error) => len as u64,
+                Err(error) => return Err(error),
+            };
             file.sync()?;
             disk.sync_dir(SEGMENTS_DIR)?;
-            Ok(file)
+            Ok((file, allocated))
         };
-        let file = write().map_err(OpenError::io(&name))?;
+        let (file, reserved) = write().map_err(OpenError::io(&name))?;
         let offset = len as u64;
         let segment = Arc::new(Segment::new(id, &Listing::from(&header), file, offset));
-        Ok((Tail { segment, offset, reserved: offset }, end))
+        Ok((Tail { segment, offset, reserved }, end))
     }
 }

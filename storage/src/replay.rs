@@ -1,16 +1,24 @@
 //! `Replay`: reading the log back, item by item.
 
+use std::collections::BTreeMap;
+
 use dunlin_protocol::PartitionId;
 use dunlin_protocol::register::{Change, Held};
 
-use crate::engine::{Entry, KeyRef};
-use crate::error::{Affected, Damage, DamageKind};
+use crate::engine::KeyRef;
+use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame::{BATCH_LEN, Batch, Frame, change_place, check, find_batch};
+use crate::full_key::FullKey;
+use crate::indexed::Indexed;
 use crate::manifest::Listing;
 use crate::memtable::Memtable;
-use crate::place::{Place, Position, SegmentId};
+use crate::options::Options;
+use crate::place::{Place, Position, SEGMENTS_DIR, SegmentId};
+use crate::references;
 use crate::segment::SEGMENT_HEADER_LEN;
 use crate::suspects::Suspects;
+use crate::table::BlockCache;
+use crate::view::View;
 
 /// More damage than this is counted, and acted upon, but not listed.
 const MAX_LISTED: usize = 1000;
@@ -56,8 +64,8 @@ pub(crate) struct Replayed {
 /// Reads the log back, segment after segment, into a memtable. Damage at or beyond `synced_upto` is a torn tail, and ends it; frames there are
 /// collected, to be written anew.
 pub(crate) struct Replay<'a> {
-    memtable: &'a Memtable,
-    findings: &'a mut Findings,
+    pub(crate) base: Base<'a>,
+    pub(crate) findings: &'a mut Findings,
     synced_upto: u64,
     /// Where the last item ended, 0 before the first; none: behind damage, until the next batch says it.
     chain: Option<u64>,
@@ -65,6 +73,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) end: u64,
     /// The same, in its segment: where to look for what is missing.
     last: Option<(SegmentId, u64)>,
+    /// The first segment that was read.
+    first: Option<SegmentId>,
     /// Whether the log was found torn: what follows is void.
     is_over: bool,
     pub(crate) torn_bytes: u64,
@@ -73,23 +83,50 @@ pub(crate) struct Replay<'a> {
     pub(crate) rewritten: Vec<u8>,
     pub(crate) rewritten_frames: u64,
     fresh: SegmentId,
+    /// A table could not be read, for another reason than damage.
+    pub(crate) unreadable: Option<ReadError>,
+}
+
+/// What the log is replayed onto.
+pub(crate) struct Base<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) memtable: &'a Memtable,
+    pub(crate) view: &'a View,
+    pub(crate) blocks: &'a BlockCache,
+    /// Bytes of each segment that the index refers to.
+    pub(crate) live: BTreeMap<SegmentId, u64>,
+    /// How many keys are held.
+    pub(crate) keys: u64,
+    /// The tables have everything up to here.
+    pub(crate) position: u64,
+}
+
+/// Why a frame could not be replayed.
+enum Unfit {
+    /// A commit's ballot, and the one pending.
+    MissingPending(u64, u64),
+    /// The tables cannot tell what the key held before.
+    Unreadable(ReadError),
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(memtable: &'a Memtable, findings: &'a mut Findings, synced_upto: u64, fresh: SegmentId) -> Self {
+    pub(crate) fn new(base: Base<'a>, findings: &'a mut Findings, synced_upto: u64, fresh: SegmentId) -> Self {
+        let position = base.position;
         Self {
-            memtable,
+            base,
             findings,
             synced_upto,
-            chain: Some(0),
-            end: 0,
+            chain: Some(position),
+            end: position,
             last: None,
+            first: None,
             is_over: false,
             torn_bytes: 0,
             frames: 0,
             rewritten: Vec::new(),
             rewritten_frames: 0,
             fresh,
+            unreadable: None,
         }
     }
 
@@ -101,20 +138,29 @@ impl<'a> Replay<'a> {
     /// Replays the next segment, as far as `limit`, the first void position.
     pub(crate) fn segment(&mut self, contents: Contents<'_>, limit: u64) -> Replayed {
         let Contents { id, listing, bytes } = contents;
-        if listing.cut < u64::MAX {
+        self.first.get_or_insert(id);
+        if (self.base.position..u64::MAX).contains(&listing.cut) {
             self.begin_at_cut(listing.cut);
         }
         let first = SEGMENT_HEADER_LEN as u64;
         let mut replayed = Replayed { end: first, kept_end: first, kept: 0 };
         let len = bytes.len().min(usize::try_from(limit.saturating_sub(listing.base)).unwrap_or(usize::MAX));
         let bytes = &bytes[..len];
-        let mut at = SEGMENT_HEADER_LEN;
+        // What lies before the tables' position needs no replay; there an item ends.
+        let behind = self.base.position.saturating_sub(listing.base);
+        let mut at =
+            SEGMENT_HEADER_LEN.max(usize::try_from(behind).unwrap_or(usize::MAX)).min(len.max(SEGMENT_HEADER_LEN));
+        if at > SEGMENT_HEADER_LEN {
+            (replayed.end, replayed.kept_end) = (at as u64, at as u64);
+            self.last = Some((id, at as u64));
+        }
         if self.is_over {
             self.count_torn(bytes, at);
         }
         while !self.is_over && at < len {
             let position = listing.base + at as u64;
             let next = match check(&bytes[at..], id, at as u64) {
+                Ok(head) if head.is_seal() => break,
                 Ok(head) => {
                     let item = &bytes[at..at + head.len as usize];
                     let is_taken = match head.is_batch() {
@@ -167,7 +213,7 @@ impl<'a> Replay<'a> {
     /// Called when all segments were replayed: whether the log ends where it is known to have been synced to.
     pub(crate) fn finish(&mut self) {
         if self.chain.is_some() && self.end < self.synced_upto {
-            self.miss(self.synced_upto, self.end);
+            self.miss(self.synced_upto, self.end, None);
         }
     }
 
@@ -176,7 +222,7 @@ impl<'a> Replay<'a> {
         if let Some(chain) = self.chain
             && chain != cut
         {
-            self.miss(cut, chain);
+            self.miss(cut, chain, None);
         }
         self.chain = Some(cut);
         self.end = cut;
@@ -190,7 +236,7 @@ impl<'a> Replay<'a> {
                 if !is_synced {
                     return false;
                 }
-                self.miss(batch.previous_end, chain);
+                self.miss(batch.previous_end, chain, Some(contents.id));
             }
             (Ok(_), _) => {}
             (Err(_), _) => self.damage(contents, at, DamageKind::Malformed, (0, 0), Affected::Nothing),
@@ -216,10 +262,21 @@ impl<'a> Replay<'a> {
             let offset = (SEGMENT_HEADER_LEN + BATCH_LEN + self.rewritten.len()) as u64;
             place = Place { segment: self.fresh, offset, ..place };
         }
-        if let Err((expected, found)) = self.apply(&frame, place) {
-            let affected = Affected::Partition(frame.key.partition);
-            self.damage(contents, at, DamageKind::MissingPending, (expected, found), affected);
-            return true;
+        match self.apply(&frame, item, place) {
+            Ok(()) => {}
+            Err(Unfit::MissingPending(expected, found)) => {
+                let affected = Affected::Partition(frame.key.partition);
+                self.damage(contents, at, DamageKind::MissingPending, (expected, found), affected);
+                return true;
+            }
+            Err(Unfit::Unreadable(ReadError::Damaged(damage))) => {
+                self.findings.add(Damage { affected: Affected::Partition(frame.key.partition), ..damage });
+                return true;
+            }
+            Err(Unfit::Unreadable(error)) => {
+                self.unreadable.get_or_insert(error);
+                return true;
+            }
         }
         self.frames += 1;
         if is_synced {
@@ -233,20 +290,47 @@ impl<'a> Replay<'a> {
         true
     }
 
-    /// Carries a frame's change out. The error: a commit's ballot, and the one pending.
-    fn apply(&self, frame: &Frame<'_>, place: Place) -> Result<(), (u64, u64)> {
+    /// Carries a frame's change out.
+    fn apply(&mut self, frame: &Frame<'_>, item: &[u8], place: Place) -> Result<(), Unfit> {
+        let Base { options, memtable, view, blocks, live, keys, .. } = &mut self.base;
         let key: KeyRef<'_> = frame.key;
-        let mut shard = self.memtable.lock(key.partition);
-        let mut register = shard.entry(key).register;
+        let full = FullKey::new(key);
+        let mut shard = memtable.lock(key.partition);
+        let slot = shard.find(full.hash, full.bytes());
+        let below = match slot {
+            Some(_) => None,
+            // Nobody else uses the memtable yet.
+            None => view.find(full.bytes(), full.hash, blocks).map_err(Unfit::Unreadable)?,
+        };
+        let body = slot.map(|slot| shard.body(slot)).or(below.as_ref().map(|(body, _)| &**body));
+        let mut indexed = match body.map(Indexed::decode) {
+            Some(Ok(indexed)) => indexed,
+            None => Indexed::default(),
+            Some(Err(_)) => return Err(Unfit::MissingPending(0, 0)),
+        };
         if let Change::Commit { ballot } = frame.change {
-            let pending = register.pending.map(|(pending, _)| pending).unwrap_or_default();
+            let pending = indexed.register.pending.map(|(pending, _)| pending).unwrap_or_default();
             if pending != ballot {
-                return Err((ballot.origin() ^ ballot.hlc(), pending.origin() ^ pending.hlc()));
+                return Err(Unfit::MissingPending(ballot.origin() ^ ballot.hlc(), pending.origin() ^ pending.hlc()));
             }
         }
+        let old = indexed.register;
+        let place = options.place_of(place, frame.body().bytes.len());
         let held = frame.record.map(|head| Held { head, place });
-        register.apply(frame.change, held, frame.stored_at);
-        self.memtable.put(&mut shard, key, Entry { register, position: Position::ZERO });
+        indexed.apply(frame.change, held, frame.stored_at, place.is_inline().then(|| frame.body()));
+        references::changes(&old, &indexed.register, |place, is_added| {
+            let live = live.entry(place.segment).or_default();
+            *live =
+                if is_added { live.saturating_add(place.len.into()) } else { live.saturating_sub(place.len.into()) };
+        });
+        match (old.is_absent(), indexed.register.is_absent()) {
+            (true, false) => *keys += 1,
+            (false, true) => *keys = keys.saturating_sub(1),
+            _ => {}
+        }
+        let mut body = Vec::with_capacity(item.len());
+        indexed.encode(&mut body);
+        memtable.put(&mut shard, slot, full.hash, full.bytes(), &body, Position::ZERO);
         Ok(())
     }
 
@@ -263,8 +347,10 @@ impl<'a> Replay<'a> {
     }
 
     /// The log should go on up to `expected`, and ends at `found`.
-    fn miss(&mut self, expected: u64, found: u64) {
-        let (file, offset) = self.last.map_or((String::new(), 0), |(id, offset)| (id.file_name(), offset));
+    fn miss(&mut self, expected: u64, found: u64, here: Option<SegmentId>) {
+        // Where nothing was read before, the file that tells of it, or the one where the log was to begin.
+        let first = here.or(self.first).map_or(SEGMENTS_DIR.to_owned(), SegmentId::file_name);
+        let (file, offset) = self.last.map_or((first, 0), |(id, offset)| (id.file_name(), offset));
         let (kind, affected) = (DamageKind::Missing, Affected::Everything);
         self.findings.add(Damage { file, offset, kind, expected, found, affected });
     }

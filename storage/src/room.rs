@@ -2,25 +2,28 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::disk::write_all;
-use crate::engine::{Engine, Writer};
+use crate::engine::Engine;
 use crate::error::{FileError, WriteError, is_disk_full};
 use crate::log::Tail;
 use crate::manifest::{Listing, Manifest};
 use crate::place::{SEGMENTS_DIR, SegmentId};
 use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
+use crate::writer::Writer;
 
 /// A file is allocated in steps of this.
 const ALLOCATION_STEP: u64 = 1 << 20;
+/// A new file gets so much, durably and noted in the manifest: if it is ever found shorter, something was lost. A step, where the disk has no more.
+pub(crate) const FIRST_ALLOCATION: u64 = 16 << 20;
 /// Zeros are written ahead in steps of this, when less than a quarter of it is left.
 const ZERO_STEP: usize = 1 << 20;
 /// Batches above this are not worth it: writing the zeros would cost as much as they save.
 const ZEROS_PAY_BELOW: u64 = 64 << 10;
 
-/// Which segment is made next.
+/// Where the next segment of the log begins.
 pub(crate) struct Next {
-    pub(crate) id: SegmentId,
     pub(crate) base: u64,
 }
 
@@ -48,6 +51,11 @@ impl Engine {
         }
     }
 
+    /// An id is never used twice, also when making the segment fails: what is left of the file is removed when the engine is opened again.
+    pub(crate) fn new_segment_id(&self) -> SegmentId {
+        SegmentId(self.next_segment.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn extend(&self, segment: &Arc<Segment>, reserved: u64) -> Result<(), Refused> {
         let step = ALLOCATION_STEP.min(segment.capacity - reserved);
         segment.file.preallocate(reserved, step).map_err(Refused::of(segment.id))?;
@@ -59,19 +67,24 @@ impl Engine {
     fn add_spare(&self, writer: &mut Writer) -> Result<(), Refused> {
         let next = &mut writer.next;
         let header = SegmentHeader {
-            id: next.id,
+            id: self.new_segment_id(),
             base: next.base,
             capacity: self.options.segment_bytes,
             cut: u64::MAX,
             synced_upto: writer.synced,
+            is_cold: false,
         };
-        // An id is never used twice, also when making it fails: what is left of the file is removed when the engine is opened again.
-        next.id.0 += 1;
         let name = header.id.file_name();
-        let reserved = ALLOCATION_STEP.min(header.capacity);
-        let create = || {
+        let mut reserved = FIRST_ALLOCATION.min(header.capacity);
+        let mut create = || {
             let file = self.disk.create(&name)?;
-            file.preallocate(0, reserved)?;
+            match file.preallocate(0, reserved) {
+                Err(error) if is_disk_full(&error) && reserved > ALLOCATION_STEP => {
+                    reserved = ALLOCATION_STEP;
+                    file.preallocate(0, reserved)?;
+                }
+                allocated => allocated?,
+            }
             write_all(&*file, 0, &header.encode())?;
             file.sync()?;
             self.disk.sync_dir(SEGMENTS_DIR)?;
@@ -80,16 +93,29 @@ impl Engine {
         let file = create().map_err(Refused::of(header.id)).map_err(|refused| self.clean_up(header.id, refused))?;
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
         let mut changed = manifest.clone();
-        changed.segments.insert(header.id, Listing::from(&header));
+        changed.segments.insert(header.id, Listing { least_len: reserved, ..Listing::from(&header) });
+        for (left, end) in &writer.left {
+            if let Some(listing) = changed.segments.get_mut(&left.id) {
+                listing.end = *end;
+            }
+        }
+        if let Some(listing) = changed.segments.get_mut(&writer.current.id) {
+            listing.synced_upto = listing.synced_upto.max(writer.synced);
+        }
+        changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         let disk = &*self.disk;
         changed.write(disk).map_err(Refused::of_file).map_err(|refused| self.clean_up(header.id, refused))?;
         Manifest::replace(disk).map_err(|error| Refused::Failed(error.into()))?;
         *manifest = changed;
         drop(manifest);
+        for (left, end) in writer.left.drain(..) {
+            let failed = |error| Refused::Failed(WriteError::io(left.id.file_name())(error));
+            left.file.truncate(end).map_err(failed)?;
+        }
         next.base += header.capacity;
         let offset = SEGMENT_HEADER_LEN as u64;
         let segment = Arc::new(Segment::new(header.id, &Listing::from(&header), file, offset));
-        self.segments.write().expect("no thread panics while it holds the segments").insert(header.id, segment.clone());
+        self.segments.insert(segment.clone());
         self.log.add_spare(Tail { segment, offset, reserved });
         Ok(())
     }

@@ -12,7 +12,7 @@
 //! | 32..40 | capacity in bytes, header included |
 //! | 40..48 | cut: items of earlier segments at or beyond this position are void, this segment holds what counts of them; the maximum: none are |
 //! | 48..56 | synced_upto: the log was durable up to here when the segment was made |
-//! | 56..64 | 0 |
+//! | 56..64 | 1 where the segment is cold: frames without batches that were moved here, no part of the log; otherwise 0 |
 //!
 //! A segment is preallocated in steps, and where batches are small written ahead with zeros. It is sealed (synced and cut to its length) when the
 //! writer goes on to the next one, which was made, synced and listed in the manifest before anything was appended to it.
@@ -36,6 +36,7 @@ pub(crate) struct SegmentHeader {
     pub(crate) capacity: u64,
     pub(crate) cut: u64,
     pub(crate) synced_upto: u64,
+    pub(crate) is_cold: bool,
 }
 
 /// Bytes that are no header.
@@ -50,7 +51,7 @@ impl SegmentHeader {
         let mut bytes = [0; SEGMENT_HEADER_LEN];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
-        let fields = [self.id.0, self.base, self.capacity, self.cut, self.synced_upto];
+        let fields = [self.id.0, self.base, self.capacity, self.cut, self.synced_upto, self.is_cold.into()];
         for (to, field) in bytes[16..].chunks_exact_mut(8).zip(fields) {
             to.copy_from_slice(&field.to_le_bytes());
         }
@@ -72,7 +73,14 @@ impl SegmentHeader {
         if word(8) != SEGMENT_VERSION {
             return Err(BadHeader::Version(word(8)));
         }
-        Ok(Self { id: SegmentId(long(16)), base: long(24), capacity: long(32), cut: long(40), synced_upto: long(48) })
+        Ok(Self {
+            id: SegmentId(long(16)),
+            base: long(24),
+            capacity: long(32),
+            cut: long(40),
+            synced_upto: long(48),
+            is_cold: long(56) > 0,
+        })
     }
 }
 
@@ -91,12 +99,32 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn DiskFile>,
     /// Below this offset the file has everything; what lies above is still in memory.
     written: AtomicU64,
+    /// Bytes of its frames that the index refers to.
+    live: AtomicU64,
 }
 
 impl Segment {
     pub(crate) fn new(id: SegmentId, listing: &Listing, file: Arc<dyn DiskFile>, written: u64) -> Self {
-        let Listing { base, capacity, .. } = *listing;
-        Self { id, base, capacity, file, written: AtomicU64::new(written) }
+        let Listing { base, capacity, live, .. } = *listing;
+        Self { id, base, capacity, file, written: AtomicU64::new(written), live: AtomicU64::new(live) }
+    }
+
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_live(&self, bytes: u64) {
+        self.live.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The index refers to so many bytes more.
+    pub(crate) fn add_live(&self, bytes: u32) {
+        self.live.fetch_add(bytes.into(), Ordering::Relaxed);
+    }
+
+    /// The index refers to so many bytes less.
+    pub(crate) fn remove_live(&self, bytes: u32) {
+        self.live.fetch_sub(bytes.into(), Ordering::Relaxed);
     }
 
     pub(crate) fn written(&self) -> u64 {
@@ -118,7 +146,14 @@ mod tests {
 
     #[test]
     fn headers_survive_and_any_flipped_bit_is_seen() {
-        let header = SegmentHeader { id: SegmentId(3), base: 1 << 40, capacity: 4096, cut: u64::MAX, synced_upto: 77 };
+        let header = SegmentHeader {
+            id: SegmentId(3),
+            base: 1 << 40,
+            capacity: 4096,
+            cut: u64::MAX,
+            synced_upto: 77,
+            is_cold: true,
+        };
         let mut bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
         for bit in 0..bytes.len() * 8 {
@@ -131,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_newer_version_is_told_from_damage() {
-        let header = SegmentHeader { id: SegmentId(3), base: 0, capacity: 4096, cut: u64::MAX, synced_upto: 0 };
+        let header =
+            SegmentHeader { id: SegmentId(3), base: 0, capacity: 4096, cut: u64::MAX, synced_upto: 0, is_cold: false };
         let mut bytes = header.encode();
         bytes[8] = 2;
         let crc = checksum(&bytes);

@@ -39,6 +39,13 @@ impl Suspects {
         match affected {
             Affected::Nothing => false,
             Affected::Partition(partition) => !self.all && self.partitions.insert(partition),
+            Affected::Partitions { first, last } => {
+                let before = self.partitions.len();
+                if !self.all {
+                    self.partitions.extend((first.0..=last.0).map(PartitionId));
+                }
+                self.partitions.len() > before
+            }
             Affected::Everything => !std::mem::replace(&mut self.all, true),
         }
     }

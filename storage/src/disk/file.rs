@@ -10,6 +10,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::error::OpenError;
 use crate::place::SEGMENTS_DIR;
+use crate::table::TABLES_DIR;
 
 use super::{Disk, DiskFile};
 
@@ -30,7 +31,9 @@ impl FileDisk {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, OpenError> {
         let dir = dir.as_ref().to_path_buf();
         let failed = |source| OpenError::DataDir { path: dir.clone(), source };
-        std::fs::create_dir_all(dir.join(SEGMENTS_DIR)).map_err(failed)?;
+        for sub in [SEGMENTS_DIR, TABLES_DIR] {
+            std::fs::create_dir_all(dir.join(sub)).map_err(failed)?;
+        }
         let mut options = OpenOptions::new();
         let lock = options.read(true).write(true).create(true).truncate(false).open(dir.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
@@ -68,6 +71,14 @@ impl Disk for FileDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::hard_link(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        std::fs::create_dir_all(self.dir.join(dir))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

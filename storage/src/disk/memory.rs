@@ -328,7 +328,9 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.names.values().map(|file| self.files[file].bytes.len() as u64).sum()
+        // A file with several names counts once.
+        let files: std::collections::BTreeSet<_> = self.names.values().collect();
+        files.into_iter().map(|file| self.files[file].bytes.len() as u64).sum()
     }
 
     /// Counts an operation. An error: the disk is stopped.
@@ -402,6 +404,17 @@ impl Disk for MemoryDisk {
             return Err(failed("a rename"));
         }
         self.change_names(state, dir_of(to), NameChange::Rename(from.to_owned(), to.to_owned(), file))
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let state = &mut *self.lock();
+        let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        self.change_names(state, dir_of(to), NameChange::Link(to.to_owned(), file))
+    }
+
+    /// Directories are only parts of names.
+    fn make_dir(&self, _: &str) -> io::Result<()> {
+        self.lock().check()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 pub use file::FileDisk;
 pub use memory::MemoryDisk;
 
-/// A data directory. Names are relative to it and contain at most one `/`; the directory `segments` exists.
+/// A data directory. Names are relative to it; the directories `segments` and
+/// `tables` exist.
 ///
 /// A new name, a rename and a removal are durable only after [`sync_dir`](Self::sync_dir). A full disk shows as
 /// [`io::ErrorKind::StorageFull`], a missing file as [`io::ErrorKind::NotFound`].
@@ -20,6 +21,10 @@ pub trait Disk: Send + Sync {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name, in place of a file that may have had it.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Gives a file a second name. What is written to it shows under both.
+    fn link(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes a directory, and those above it, where they are not there yet.
+    fn make_dir(&self, dir: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// The names in a directory, without the directory's own, in order. The data directory itself is the empty name.

@@ -11,7 +11,7 @@ use dunlin_storage::{
     WriteError,
 };
 
-use crate::support::{SMALL, change, flush, key, open, record, stamp, store, tombstone, value};
+use crate::support::{SMALL, change, flush, key, look, open, record, stamp, store, tombstone, value};
 
 #[test]
 fn what_is_written_is_read_before_during_and_after_the_disk_has_it() {
@@ -20,23 +20,23 @@ fn what_is_written_is_read_before_during_and_after_the_disk_has_it() {
     assert!(recovery.is_new && recovery.damaged.is_empty() && recovery.suspects.is_empty());
     let position = store(&engine, key(1, b"a"), &record(5, "hello")).expect("stores");
     assert!(position > engine.durable_upto());
-    let entry = engine.entry(key(1, b"a"));
+    let entry = look(&engine, key(1, b"a"));
     assert_eq!(entry.position, position);
-    assert_eq!(value(&engine, &entry), Some(b"hello".to_vec()));
+    assert_eq!(value(&engine, key(1, b"a")), Some(b"hello".to_vec()));
     flush(&engine);
     assert!(position <= engine.durable_upto());
-    assert_eq!(value(&engine, &entry), Some(b"hello".to_vec()));
+    assert_eq!(value(&engine, key(1, b"a")), Some(b"hello".to_vec()));
     assert!(!engine.write_pending().expect("nothing to write"));
     drop(engine);
     let (engine, recovery) = open(&disk);
     assert!(!recovery.is_new);
     assert_eq!((recovery.frames, recovery.rewritten_frames, recovery.torn_bytes), (1, 1, 0));
-    let entry = engine.entry(key(1, b"a"));
+    let entry = look(&engine, key(1, b"a"));
     assert_eq!(entry.position, Position::ZERO);
     assert_eq!(entry.register.head(), record(5, "hello").head());
-    assert_eq!(value(&engine, &entry), Some(b"hello".to_vec()));
-    assert!(engine.entry(key(1, b"b")).register.is_absent());
-    assert!(engine.entry(key(2, b"a")).register.is_absent());
+    assert_eq!(value(&engine, key(1, b"a")), Some(b"hello".to_vec()));
+    assert!(look(&engine, key(1, b"b")).register.is_absent());
+    assert!(look(&engine, key(2, b"a")).register.is_absent());
 }
 
 #[test]
@@ -57,10 +57,10 @@ fn a_record_comes_back_whole() {
     change(&engine, key(3, b"k"), accept, Some(&record)).expect("accepts");
     flush(&engine);
     let check = |engine: &Engine, expected_ballot: Ballot| {
-        let register = engine.entry(key(3, b"k")).register;
+        let register = look(engine, key(3, b"k")).register;
         let held = register.pending.map(|(_, held)| held).or(register.record).expect("held");
         assert_eq!((held.head, register.promised, register.ballot), (record.head(), stamp(12), expected_ballot));
-        let stored = engine.load(&held.place).expect("loads");
+        let stored = engine.load(key(3, b"k"), &held).expect("loads");
         assert_eq!((&stored.lineage, &stored.content), (&lineage, &record.content));
     };
     check(&engine, Ballot::ZERO);
@@ -75,7 +75,7 @@ fn a_record_comes_back_whole() {
     drop(engine);
     let (engine, _) = open(&disk);
     check(&engine, stamp(10));
-    assert_eq!(engine.entry(key(3, b"k")).register.stored_at, Millis(6));
+    assert_eq!(look(&engine, key(3, b"k")).register.stored_at, Millis(6));
 }
 
 #[test]
@@ -98,13 +98,13 @@ fn forgetting_is_seen_until_it_is_durable_and_gone_then() {
     let forgotten = change(&engine, key(1, b"a"), Change::Forget, None).expect("forgets").entry;
     assert!(forgotten.register.is_absent());
     // A reply that says "absent" has to wait for the frame.
-    assert_eq!(engine.entry(key(1, b"a")).position, forgotten.position);
-    assert_eq!(engine.stats().keys, 1);
+    assert_eq!(look(&engine, key(1, b"a")).position, forgotten.position);
+    assert_eq!(engine.stats().keys, 0);
     flush(&engine);
-    assert_eq!((engine.entry(key(1, b"a")).position, engine.stats().keys), (Position::ZERO, 0));
+    assert_eq!((look(&engine, key(1, b"a")).position, engine.stats().keys), (Position::ZERO, 0));
     drop(engine);
     let (engine, _) = open(&disk);
-    assert_eq!((engine.entry(key(1, b"a")).register.is_absent(), engine.stats().keys), (true, 0));
+    assert_eq!((look(&engine, key(1, b"a")).register.is_absent(), engine.stats().keys), (true, 0));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_key_written_again_while_it_is_being_forgotten_stays() {
     change(&engine, key(1, b"a"), Change::Forget, None).expect("forgets");
     store(&engine, key(1, b"a"), &record(6, "again")).expect("stores");
     flush(&engine);
-    assert_eq!(value(&engine, &engine.entry(key(1, b"a"))), Some(b"again".to_vec()));
+    assert_eq!(value(&engine, key(1, b"a")), Some(b"again".to_vec()));
 }
 
 #[test]
@@ -138,8 +138,7 @@ fn segments_rotate_and_positions_rise() {
     }
     assert!(engine.stats().segments > 5, "{:?}", engine.stats());
     for n in 1..=60u64 {
-        let entry = engine.entry(key(n as u16 % 5, &n.to_be_bytes()));
-        assert_eq!(value(&engine, &entry), Some(vec![n as u8; 300]));
+        assert_eq!(value(&engine, key(n as u16 % 5, &n.to_be_bytes())), Some(vec![n as u8; 300]));
     }
     // An engine that was opened again and again without a write has no more segments than before.
     drop(engine);
@@ -177,7 +176,7 @@ fn scans_go_in_order_and_stop_where_they_should() {
             seen.push((partition.0, String::from_utf8(key.to_vec()).expect("a name")));
             true
         });
-        (seen, ended)
+        (seen, ended.expect("reads"))
     };
     let whole = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(u16::MAX));
     assert_eq!(scan(whole, usize::MAX), (all.clone(), true));
@@ -209,12 +208,13 @@ fn scans_go_in_order_and_stop_where_they_should() {
         (2..=3).contains(&p) && name.starts_with('b')
     });
     let mut visits = 0;
-    assert!(!engine.scan(whole, usize::MAX, &mut |_, _, _| {
+    let ended = engine.scan(whole, usize::MAX, &mut |_, _, _| {
         visits += 1;
         visits < 3
-    }));
+    });
+    assert!(!ended.expect("reads"));
     assert_eq!(visits, 3);
-    assert!(!engine.scan(whole, 0, &mut |_, _, _| panic!("no visit")));
+    assert!(!engine.scan(whole, 0, &mut |_, _, _| panic!("no visit")).expect("reads"));
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn what_is_too_large_is_refused() {
     let too_large = |record: &Record, key: KeyRef<'_>| {
         let error = store(&engine, key, record).expect_err("too large");
         assert!(matches!(error, WriteError::TooLarge { .. }) && error.status() == Status::ValueTooLarge);
-        assert!(engine.entry(key).register.is_absent());
+        assert!(look(&engine, key).register.is_absent());
     };
     too_large(&record(5, vec![0; MAX_VALUE_LEN + 1]), key(1, b"a"));
     too_large(&record(5, ""), key(1, &[0; 4097]));
@@ -244,8 +244,8 @@ fn what_is_too_large_is_refused() {
     flush(&engine);
     drop(engine);
     let (engine, _) = Engine::open(Arc::new(disk), Options::default()).expect("opens");
-    let place = engine.entry(key(1, &[1; 4096])).register.record.expect("held").place;
-    assert_eq!(engine.load(&place).expect("loads").content, largest.content);
+    let held = look(&engine, key(1, &[1; 4096])).register.record.expect("held");
+    assert_eq!(engine.load(key(1, &[1; 4096]), &held).expect("loads").content, largest.content);
     let (small, _) = open(&MemoryDisk::new());
     assert!(matches!(store(&small, key(1, b"a"), &record(5, [0; 4096])), Err(WriteError::TooLarge { .. })));
 }
@@ -262,7 +262,7 @@ fn too_much_at_once_is_refused_and_then_taken() {
         }
     };
     assert!(matches!(refused, WriteError::Overloaded) && refused.status() == Status::Overloaded);
-    assert_eq!(engine.entry(key(1, b"a")).register.head().stamp, stamp(taken));
+    assert_eq!(look(&engine, key(1, b"a")).register.head().stamp, stamp(taken));
     assert!((5..20).contains(&taken) && engine.stats().refused == 1);
     flush(&engine);
     store(&engine, key(1, b"a"), &record(taken + 1, [0; 100])).expect("taken now");
@@ -288,6 +288,34 @@ fn the_waker_is_called_once_for_each_time_something_is_pending() {
 }
 
 #[test]
+fn the_waker_of_a_turn_is_called_at_its_end_and_never_while_the_writer_is_busy() {
+    let (engine, _) = open(&MemoryDisk::new());
+    let calls = Arc::new(AtomicU64::new(0));
+    let counter = calls.clone();
+    engine.set_turn_waker(Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }));
+    let put = |n: u64| store(&engine, key(1, b"a"), &record(n, "")).expect("stores");
+    let called = || calls.load(Ordering::Relaxed);
+    put(1);
+    put(2);
+    assert_eq!(called(), 0);
+    engine.end_turn();
+    engine.end_turn();
+    assert_eq!(called(), 1);
+    assert!(engine.write_pending().expect("writes"));
+    // The writer comes again by itself.
+    put(3);
+    engine.end_turn();
+    assert_eq!(called(), 1);
+    assert!(engine.write_pending().expect("writes"));
+    assert!(!engine.write_pending().expect("nothing to write"));
+    put(4);
+    engine.end_turn();
+    assert_eq!(called(), 2);
+}
+
+#[test]
 fn without_sync_only_promises_and_accepts_are_synced() {
     let disk = MemoryDisk::new();
     let options = Options { sync: Sync::Never, ..SMALL };
@@ -308,8 +336,8 @@ fn without_sync_only_promises_and_accepts_are_synced() {
         disk.crash(seed);
         let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
         assert_eq!(recovery.damaged, []);
-        assert_eq!(engine.entry(key(1, b"b")).register.promised, stamp(6));
-        assert_eq!(value(&engine, &engine.entry(key(1, b"a"))), Some(b"x".to_vec()));
+        assert_eq!(look(&engine, key(1, b"b")).register.promised, stamp(6));
+        assert_eq!(value(&engine, key(1, b"a")), Some(b"x".to_vec()));
     }
 }
 
@@ -340,8 +368,10 @@ fn real_files_work_the_same() {
         let (engine, recovery) = Engine::open(disk, options).expect("opens");
         assert_eq!((recovery.damaged, recovery.frames), (vec![], round * 200));
         for n in 0..200 * round {
-            let entry = engine.entry(key((n % 50) as u16, &n.to_be_bytes()));
-            assert_eq!(value(&engine, &entry), Some(vec![n as u8; (n * 37 % 9000) as usize]));
+            assert_eq!(
+                value(&engine, key((n % 50) as u16, &n.to_be_bytes())),
+                Some(vec![n as u8; (n * 37 % 9000) as usize])
+            );
         }
         for n in 200 * round..200 * (round + 1) {
             let record = record(n, vec![n as u8; (n * 37 % 9000) as usize]);
@@ -361,9 +391,16 @@ fn real_files_work_the_same() {
 fn a_place_that_is_none() {
     let disk = MemoryDisk::new();
     let (engine, _) = open(&disk);
-    store(&engine, key(1, b"a"), &record(5, "x")).expect("stores");
+    let (small, large) = (key(1, b"a"), key(1, b"b"));
+    store(&engine, small, &record(5, "x")).expect("stores");
+    store(&engine, large, &record(5, [1; 300])).expect("stores");
     flush(&engine);
-    let place = engine.entry(key(1, b"a")).register.record.expect("held").place;
+    let held = |key| look(&engine, key).register.record.expect("held");
     let (other, _) = open(&MemoryDisk::new());
-    assert!(matches!(other.load(&place), Err(ReadError::Damaged(_))));
+    assert!(matches!(other.load(small, &held(small)), Err(ReadError::Superseded)));
+    assert!(matches!(other.load(large, &held(large)), Err(ReadError::Damaged(_))));
+    // What was overwritten meanwhile is no longer found in the index.
+    let before = held(small);
+    store(&engine, small, &record(6, "y")).expect("stores");
+    assert!(matches!(engine.load(small, &before), Err(ReadError::Superseded)));
 }

@@ -9,7 +9,7 @@ use dunlin_protocol::{
 };
 use dunlin_storage::{ClockFile, Disk, Engine, Identity, KeyRef, MemoryDisk, load_blob, store_blob};
 
-use crate::support::{change, flush, key, open, record, stamp, store, tombstone, value};
+use crate::support::{change, flush, key, look, open, record, stamp, store, tombstone, value};
 
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1")
@@ -98,25 +98,25 @@ fn version_1_opens() {
     assert!(recovery.suspects.named().eq([PartitionId(77)]) && !recovery.suspects.is_all());
     assert_eq!(engine.stats().keys, 26);
     let system = KeyRef { keyspace: KeyspaceId::SYSTEM, ..key(0, b"topology") };
-    assert_eq!(value(&engine, &engine.entry(system)), Some(b"system".to_vec()));
-    assert_eq!(value(&engine, &engine.entry(key(1, b"value"))), Some(b"value".to_vec()));
-    assert_eq!(engine.entry(key(1, b"deleted")).register.head(), tombstone(3).head());
-    assert!(engine.entry(key(2, b"collected")).register.is_absent());
-    assert_eq!(engine.entry(key(2, b"promised")).register.promised, stamp(5));
+    assert_eq!(value(&engine, system), Some(b"system".to_vec()));
+    assert_eq!(value(&engine, key(1, b"value")), Some(b"value".to_vec()));
+    assert_eq!(look(&engine, key(1, b"deleted")).register.head(), tombstone(3).head());
+    assert!(look(&engine, key(2, b"collected")).register.is_absent());
+    assert_eq!(look(&engine, key(2, b"promised")).register.promised, stamp(5));
     for n in 0..20 {
-        assert_eq!(value(&engine, &engine.entry(key(3, &[n]))), Some(vec![n; 300]));
+        assert_eq!(value(&engine, key(3, &[n])), Some(vec![n; 300]));
     }
     let full = full_record();
-    let check = |held: dunlin_protocol::register::Held<_>| {
+    let check = |name: &[u8], held: dunlin_protocol::register::Held<_>| {
         assert_eq!(held.head, full.head());
-        let stored = engine.load(&held.place).expect("loads");
+        let stored = engine.load(key(4, name), &held).expect("loads");
         assert_eq!((stored.lineage, stored.content), (full.lineage.clone(), full.content.clone()));
     };
-    let accepted = engine.entry(key(4, b"accepted")).register;
+    let accepted = look(&engine, key(4, b"accepted")).register;
     let (ballot, held) = accepted.pending.expect("pending");
     assert_eq!((ballot, accepted.promised, accepted.record), (stamp(30), stamp(31), None));
-    check(held);
-    let committed = engine.entry(key(4, b"committed")).register;
+    check(b"accepted", held);
+    let committed = look(&engine, key(4, b"committed")).register;
     assert_eq!((committed.ballot, committed.promised, committed.pending), (stamp(30), Stamp::ZERO, None));
-    check(committed.record.expect("committed"));
+    check(b"committed", committed.record.expect("committed"));
 }

@@ -6,4 +6,6 @@ mod faults;
 mod fixture;
 mod rot;
 mod support;
+mod tables;
 mod threads;
+mod verify;

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 
 use dunlin_protocol::register::{Change, Register};
 use dunlin_protocol::{Content, KeyspaceId, PartitionId, Status};
-use dunlin_storage::{
-    Affected, DamageKind, Engine, MemoryDisk, Place, ReadError, Recovery, ScanRange, SegmentId, Stored,
-};
+use dunlin_storage::{Affected, DamageKind, Engine, MemoryDisk, Place, ReadError, Recovery, ScanRange, Stored};
 
-use crate::support::{Random, change, flush, key, open, record, stamp, store, tombstone};
+use crate::support::{Random, change, flush, key, look, open, record, stamp, store, tombstone};
 
 type Key = (u16, Vec<u8>);
 type Contents = BTreeMap<Key, (Register<()>, Vec<Stored>)>;
@@ -23,7 +21,7 @@ fn build(disk: &MemoryDisk, is_closed: bool) -> Contents {
         let name = [b'a' + random.below(4) as u8];
         let key = key(random.below(PARTITIONS.into()) as u16, &name);
         let ballot = stamp(n);
-        let pending = engine.entry(key).register.pending.map(|(ballot, _)| ballot);
+        let pending = look(&engine, key).register.pending.map(|(ballot, _)| ballot);
         let value = record(n, vec![n as u8; random.below(300) as usize]);
         let done = match (random.below(8), pending) {
             (0, _) => change(&engine, key, Change::Promise { ballot }, None),
@@ -55,19 +53,23 @@ fn contents(engine: &Engine) -> Result<Contents, ReadError> {
     engine.scan(all, usize::MAX, &mut |partition, key, entry| {
         entries.push(((partition.0, key.to_vec()), entry.register));
         true
-    });
+    })?;
     entries
         .into_iter()
         .filter(|(_, register)| !register.is_absent())
-        .map(|(key, r)| Ok((key, read(engine, r)?)))
+        .map(|(key, r)| Ok((key.clone(), read(engine, (key.0, &key.1), r)?)))
         .collect()
 }
 
-fn read(engine: &Engine, register: Register<Place>) -> Result<(Register<()>, Vec<Stored>), ReadError> {
+fn read(
+    engine: &Engine,
+    (partition, name): (u16, &[u8]),
+    register: Register<Place>,
+) -> Result<(Register<()>, Vec<Stored>), ReadError> {
     let unplaced =
         |held: dunlin_protocol::register::Held<Place>| dunlin_protocol::register::Held { head: held.head, place: () };
     let held = register.record.into_iter().chain(register.pending.map(|(_, held)| held));
-    let stored = held.map(|held| engine.load(&held.place)).collect::<Result<_, _>>()?;
+    let stored = held.map(|held| engine.load(key(partition, name), &held)).collect::<Result<_, _>>()?;
     let register = Register {
         record: register.record.map(unplaced),
         pending: register.pending.map(|(ballot, held)| (ballot, unplaced(held))),
@@ -199,20 +201,48 @@ fn without_its_manifest_the_log_is_read_and_suspect() {
 fn rot_that_a_read_meets_is_told_and_marked() {
     let disk = MemoryDisk::new();
     let (engine, _) = open(&disk);
-    store(&engine, key(2, b"a"), &record(5, [7; 100])).expect("stores");
+    store(&engine, key(2, b"a"), &record(5, [7; 300])).expect("stores");
     flush(&engine);
-    let place = engine.entry(key(2, b"a")).register.record.expect("held").place;
-    assert!(matches!(engine.load(&place).expect("whole").content, Content::Value(..)));
-    disk.flip_bit(&place.segment().file_name(), (place.offset() + u64::from(place.frame_len()) - 1) * 8);
-    let error = engine.load(&place).expect_err("damaged");
+    let held = look(&engine, key(2, b"a")).register.record.expect("held");
+    let (place, file) = (held.place, held.place.segment().expect("in a segment").file_name());
+    assert!(matches!(engine.load(key(2, b"a"), &held).expect("whole").content, Content::Value(..)));
+    disk.flip_bit(&file, (place.offset() + u64::from(place.frame_len()) - 1) * 8);
+    let error = engine.load(key(2, b"a"), &held).expect_err("damaged");
     assert_eq!(error.status(), Status::Corruption);
     let ReadError::Damaged(damage) = error else { panic!("{error}") };
     assert_eq!(damage.affected, Affected::Partition(PartitionId(2)));
-    assert_eq!((damage.file.clone(), damage.offset), (SegmentId::file_name(place.segment()), place.offset()));
+    assert_eq!((damage.file.clone(), damage.offset), (file, place.offset()));
     assert_ne!(damage.expected, damage.found);
     engine.mark_damage(&damage).expect("marks");
     assert!(engine.suspect_partitions().contains(PartitionId(2)));
     assert!(!engine.suspect_partitions().contains(PartitionId(1)));
     disk.crash(3);
     assert!(open(&disk).1.suspects.contains(PartitionId(2)));
+}
+
+/// A killed process leaves its files as they were: one that is shorter has lost frames that were acknowledged.
+#[test]
+fn after_a_kill_a_shortened_segment_is_damage_wherever_it_was_cut() {
+    let disk = MemoryDisk::new();
+    let (engine, _) = open(&disk);
+    for n in 1..40 {
+        store(&engine, key(1, b"a"), &record(n, [7; 200])).expect("stores");
+        flush(&engine);
+    }
+    drop(engine);
+    disk.kill();
+    let files = files(&disk);
+    let segments: Vec<_> = files.keys().filter(|name| name.ends_with(".seg")).collect();
+    assert!(segments.len() > 3);
+    for name in segments {
+        for len in (0..files[name].len()).step_by(53) {
+            let disk = copy(&files);
+            disk.insert(name, &files[name][..len]);
+            let (engine, recovery) = open(&disk);
+            assert!(recovery.suspects.is_all(), "{name} cut to {len}");
+            assert!(recovery.damaged.iter().all(|damage| damage.file.ends_with(".seg")), "{:?}", recovery.damaged);
+            assert!(recovery.damaged.iter().any(|damage| damage.file == *name), "{:?}", recovery.damaged);
+            drop(engine);
+        }
+    }
 }

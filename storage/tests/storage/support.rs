@@ -13,7 +13,15 @@ pub(crate) const SMALL: Options = Options {
     pending_limit_bytes: 2048,
     disk_reserve_bytes: 512,
     shards: 4,
+    inline_bytes: 100,
+    memtable_bytes: 1 << 20,
+    table_bytes: 4096,
+    cache_bytes: 8192,
+    garbage_percent: 25,
 };
+
+/// A small memtable, too, so that a run flushes and merges often.
+pub(crate) const TINY: Options = Options { memtable_bytes: 1 << 10, ..SMALL };
 
 pub(crate) fn open(disk: &MemoryDisk) -> (Engine, Recovery) {
     Engine::open(Arc::new(disk.clone()), SMALL).expect("opens")
@@ -50,14 +58,26 @@ pub(crate) fn store(engine: &Engine, key: KeyRef<'_>, record: &Record) -> Result
     Ok(stored.entry.position)
 }
 
+pub(crate) fn look(engine: &Engine, key: KeyRef<'_>) -> Entry {
+    engine.entry(key).expect("reads")
+}
+
 /// The value of the record, read back.
-pub(crate) fn value(engine: &Engine, entry: &Entry) -> Option<Vec<u8>> {
-    let place = entry.register.record?.place;
-    engine.load(&place).expect("loads").content.bytes().map(|bytes| bytes.to_vec())
+pub(crate) fn value(engine: &Engine, key: KeyRef<'_>) -> Option<Vec<u8>> {
+    let held = look(engine, key).register.record?;
+    let stored = engine.load(key, &held).expect("loads");
+    let (same, in_one_look) = engine.get(key).expect("reads");
+    assert_eq!((same.register.record, in_one_look), (Some(held), Some(stored.clone())));
+    stored.content.bytes().map(|bytes| bytes.to_vec())
+}
+
+/// Does all the upkeep there is.
+pub(crate) fn maintain(engine: &Engine) {
+    while engine.maintain(1 << 20).expect("maintains") {}
 }
 
 pub(crate) fn flush(engine: &Engine) {
-    engine.write_pending().expect("writes");
+    while engine.write_pending().expect("writes") {}
     assert_eq!(engine.durable_upto(), engine.end());
 }
 

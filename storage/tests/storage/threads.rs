@@ -9,7 +9,7 @@ use std::time::Duration;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 use dunlin_storage::{Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Position, ScanRange};
 
-use crate::support::{SMALL, key, record, store, value};
+use crate::support::{SMALL, key, look, record, store, value};
 
 const WRITERS: u64 = 8;
 const EACH: u64 = 60;
@@ -42,7 +42,7 @@ fn writers_share_their_syncs() {
                         let at = key(n as u16 % 5, &name);
                         let position = store(engine, at, &record(n + 1, [writer as u8; 200])).expect("stores");
                         // What is not written yet, or being written now, can be read all the time.
-                        assert_eq!(value(engine, &engine.entry(at)), Some(vec![writer as u8; 200]));
+                        assert_eq!(value(engine, at), Some(vec![writer as u8; 200]));
                         let lock = durable.lock().expect("no panic");
                         let upto = risen.wait_while(lock, |upto| *upto < position).expect("no panic");
                         assert!(*upto >= position && engine.durable_upto() >= position);
@@ -65,13 +65,98 @@ fn writers_share_their_syncs() {
     assert_eq!((recovery.frames, recovery.damaged), (WRITERS * EACH, vec![]));
     let mut seen = 0;
     let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(9));
-    assert!(engine.scan(all, usize::MAX, &mut |_, name, entry| {
+    let ended = engine.scan(all, usize::MAX, &mut |partition, name, _| {
         let number = u64::from_be_bytes(name.try_into().expect("eight bytes"));
-        assert_eq!(value(&engine, entry), Some(vec![(number / EACH) as u8; 200]));
+        assert_eq!(value(&engine, key(partition.0, name)), Some(vec![(number / EACH) as u8; 200]));
         seen += 1;
         true
-    }));
+    });
+    assert!(ended.expect("reads"));
     assert_eq!(seen, WRITERS * EACH);
+}
+
+/// Readers, writers, the log writer and upkeep that flushes, merges and collects all the time: whoever reads finds what was last written.
+#[test]
+fn what_is_moved_is_found() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = Options {
+        segment_bytes: 32 << 10,
+        pending_limit_bytes: 32 << 10,
+        inline_bytes: 64,
+        memtable_bytes: 4 << 10,
+        table_bytes: 8 << 10,
+        cache_bytes: 16 << 10,
+        sync: dunlin_storage::Sync::Never,
+        ..Options::default()
+    };
+    let engine = Engine::open(Arc::new(FileDisk::open(dir.path()).expect("opens")), options).expect("opens").0;
+    let is_done = AtomicBool::new(false);
+    let len = |n: u64| if n.is_multiple_of(2) && !n.is_multiple_of(14) { 40 } else { 400 };
+    let keys = 40u64;
+    thread::scope(|scope| {
+        let (engine, is_done) = (&engine, &is_done);
+        scope.spawn(move || {
+            while !is_done.load(Ordering::Acquire) {
+                if engine.wait_pending(Duration::from_millis(5)) {
+                    engine.write_pending().expect("writes");
+                }
+            }
+        });
+        scope.spawn(move || {
+            while !is_done.load(Ordering::Acquire) {
+                if !engine.maintain(1000).expect("maintains") {
+                    thread::yield_now();
+                }
+            }
+        });
+        let readers: Vec<_> = (0..2u64)
+            .map(|reader| {
+                scope.spawn(move || {
+                    let (mut reads, mut last) = (0u64, vec![0; keys as usize]);
+                    while !is_done.load(Ordering::Acquire) {
+                        let number = (reads * 7 + reader) % keys;
+                        let name = number.to_be_bytes();
+                        let at = key((number % 3) as u16, &name);
+                        let (entry, stored) = engine.get(at).expect("reads");
+                        if let Some(stored) = stored {
+                            let n = entry.register.head().stamp.wall().0;
+                            let value = stored.content.bytes().expect("a value").clone();
+                            assert!(value.iter().all(|byte| *byte == n as u8) && value.len() == len(n));
+                            assert!(n >= last[number as usize], "{number} went back to {n}");
+                            last[number as usize] = n;
+                        }
+                        reads += 1;
+                    }
+                    assert!(reads > 100);
+                })
+            })
+            .collect();
+        for n in 1..6000u64 {
+            // Some are written once, so that every segment has something to move.
+            let number = if n.is_multiple_of(45) { 1000 + n } else { n % keys };
+            let name = number.to_be_bytes();
+            let at = key((number % 3) as u16, &name);
+            while let Err(error) = store(engine, at, &record(n, vec![n as u8; len(n)])) {
+                assert!(matches!(error, dunlin_storage::WriteError::Overloaded), "{error}");
+                thread::yield_now();
+            }
+        }
+        is_done.store(true, Ordering::Release);
+        for reader in readers {
+            reader.join().expect("no panic");
+        }
+    });
+    while engine.write_pending().expect("writes") {}
+    while engine.maintain(1 << 20).expect("maintains") {}
+    let stats = engine.stats();
+    assert!(stats.flushes > 5 && stats.merges > 2 && stats.moved_bytes > 0, "{stats:?}");
+    assert_eq!(stats.keys, keys + 5999 / 45);
+    for n in (45..6000u64).step_by(45) {
+        assert_eq!(
+            value(&engine, key(((1000 + n) % 3) as u16, &(1000 + n).to_be_bytes())),
+            Some(vec![n as u8; len(n)])
+        );
+    }
 }
 
 type Hook = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
@@ -105,6 +190,12 @@ impl Disk for Hooked {
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.disk.rename(from, to)
+    }
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.make_dir(dir)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
@@ -171,15 +262,16 @@ fn nothing_waits_for_the_disk() {
             }
             Err(error) => assert!(matches!(error, dunlin_storage::WriteError::Overloaded)),
         }
-        assert_eq!(value(engine, &engine.entry(at)), Some(vec![3; 150]));
+        assert_eq!(value(engine, at), Some(vec![3; 150]));
         assert!(engine.end() >= before && !engine.is_poisoned());
         assert!(engine.suspect_partitions().is_empty());
         let mut seen = 0;
         let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(3));
-        engine.scan(all, 10, &mut |_, _, entry| {
+        let ended = engine.scan(all, 10, &mut |partition, name, _| {
             seen += 1;
-            value(engine, entry).is_some()
+            value(engine, key(partition.0, name)).is_some()
         });
+        assert!(ended.expect("reads"));
         assert_eq!(seen, 1);
     };
     assert!(hook.set(Box::new(use_engine)).is_ok());
@@ -193,5 +285,5 @@ fn nothing_waits_for_the_disk() {
     assert!(stats.batches >= 40 && stats.batches < stats.writes && stats.segments > 3, "{stats:?}");
     drop(engine);
     let (engine, _) = Engine::open(Arc::new(disk), SMALL).expect("opens");
-    assert!(!engine.entry(key(1, b"a")).register.is_absent());
+    assert!(!look(&engine, key(1, b"a")).register.is_absent());
 }

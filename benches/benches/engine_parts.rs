@@ -89,13 +89,13 @@ fn engine(c: &mut Criterion) {
     let mut n = 0u64;
     let get = |key: &str| {
         let at = KeyRef { partition: partition(key), keyspace: KeyspaceId::DEFAULT, key: key.as_bytes() };
-        bench.engine.entry(at).register.record.map(|held| bench.engine.load(&held.place).expect("a readable record"))
+        bench.engine.get(at).expect("a readable record")
     };
     group.throughput(Throughput::Elements(1));
     group.bench_function("warm get", |b| {
         b.iter(|| {
             n += 7919;
-            black_box(get(&key(n % KEYS))).expect("a key that was put")
+            black_box(get(&key(n % KEYS))).1.expect("a key that was put")
         });
     });
     group.bench_function("get of an absent key", |b| {
@@ -117,11 +117,12 @@ fn engine(c: &mut Criterion) {
                 end: b"",
             };
             let mut seen = 0u64;
-            bench.engine.scan(range, usize::MAX, &mut |_, _, entry| {
+            let ended = bench.engine.scan(range, usize::MAX, &mut |_, _, entry| {
                 black_box(entry);
                 seen += 1;
                 true
             });
+            assert!(ended.expect("readable keys"));
             assert_eq!(seen, KEYS);
         });
     });

@@ -1,0 +1,382 @@
+//! Upkeep: flushing the memtable, merging tables, and whatever else is done beside reads and writes, in steps.
+//!
+//! Tables lie in few levels. What is flushed comes to level 0; from four tables there all of them are merged into level 1, which is one run of tables, as
+//! every deeper level is. A level that is longer than its target hands one table after another, round and round, to the next one, whose target is ten
+//! times as long. A level is also handed on where more than a fifth of all entries are superseded.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::collection::Collection;
+use crate::engine::{Engine, count};
+use crate::error::{ReadError, WriteError};
+use crate::frozen::{Frozen, Moment};
+use crate::job::{Job, JobError};
+use crate::manifest::Manifest;
+use crate::place::SegmentId;
+use crate::table::{Merging, RunCursor, Source, TABLES_DIR, Table, TableId};
+use crate::view::{Levels, View};
+
+/// So many tables in level 0 are merged.
+const MERGE_AT: usize = 4;
+/// From so many on writes are refused as overload: they are merged more slowly than they are made.
+const OVERLOADED_AT: usize = 24;
+/// A level may be so many times as long as the one above it.
+const GROWTH: u64 = 10;
+/// More levels than this are never needed.
+const MAX_LEVELS: usize = 7;
+
+/// What upkeep is in the middle of.
+#[derive(Default)]
+pub(crate) struct Maintenance {
+    flush: Option<Flush>,
+    merge: Option<Merge>,
+    /// Where in each level the last table was taken from.
+    handed_on: [Vec<u8>; MAX_LEVELS],
+    collection: Collection,
+    /// Tables with damage that was reported: merges pass over it.
+    damaged: BTreeSet<TableId>,
+}
+
+struct Flush {
+    job: Job,
+    /// What is flushed, the newest first.
+    frozen: Vec<Arc<Frozen>>,
+}
+
+struct Merge {
+    job: Job,
+    inputs: Vec<TableId>,
+    /// Of the outputs.
+    level: u8,
+}
+
+impl Engine {
+    /// The upkeep's step: does the most urgent piece of work there is, of about so many bytes. Whether there is more that can be done now. Its owner
+    /// calls it again while there is, at a rate that leaves the disk to others, and whenever the writer's step may have made work
+    /// ([`wants_upkeep`](Self::wants_upkeep)).
+    ///
+    /// # Errors
+    /// Without exception the data are whole, and the step may be tried again, where the engine is not poisoned now. [`WriteError::DiskFull`]: there is no
+    /// room for new tables.
+    pub fn maintain(&self, slice_bytes: u64) -> Result<bool, WriteError> {
+        let mut guard = self.maintenance.lock().expect("upkeep does not panic");
+        let maintenance = &mut *guard;
+        if self.log.is_poisoned() {
+            return Err(WriteError::Poisoned);
+        }
+        self.mark_noted()?;
+        if let Some(done) = self.flush_step(maintenance, slice_bytes)? {
+            return Ok(done);
+        }
+        let has_merged = self.merge_step(maintenance, slice_bytes)?;
+        let is_behind = self.note_garbage(&maintenance.collection);
+        if (!has_merged || is_behind) && self.collect_step(&mut maintenance.collection, slice_bytes)? {
+            return Ok(true);
+        }
+        if has_merged {
+            return Ok(true);
+        }
+        // What was collected, or died otherwise, is given back by the next flush: at once where there is nothing else to do.
+        Ok(self.view().frozen.is_empty() && self.waits_for_flush() && self.freeze())
+    }
+
+    /// Whether [`maintain`](Self::maintain) has something to do. Cheap.
+    pub fn wants_upkeep(&self) -> bool {
+        let is_due = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        self.is_flush_due() || is_due(&self.upkeep_due) || is_due(&self.too_much_garbage)
+    }
+
+    /// The memtable is full, or the log that would have to be replayed too long.
+    fn is_flush_due(&self) -> bool {
+        let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
+        self.memtable.bytes() >= self.options.memtable_bytes || log_len >= self.options.log_limit()
+    }
+
+    /// Refuses what would not fit into memory, or what upkeep cannot keep up with.
+    #[inline]
+    pub(crate) fn check_memory(&self, is_exempt: bool) -> Result<(), WriteError> {
+        if self.log.is_poisoned() {
+            return Err(WriteError::Poisoned);
+        }
+        let limit = self.options.memtable_bytes * if is_exempt { 4 } else { 2 };
+        let is_behind = !is_exempt
+            && (self.level0.load(Ordering::Relaxed) >= OVERLOADED_AT || self.too_much_garbage.load(Ordering::Relaxed));
+        if is_behind || self.memtable.bytes() >= limit {
+            return Err(WriteError::Overloaded);
+        }
+        Ok(())
+    }
+
+    /// Freezes the memtable, so that it can be flushed; false: it is empty.
+    pub(crate) fn freeze(&self) -> bool {
+        let moment = || Moment { position: self.log.end().0, keys: self.key_count(), live: self.segments.live() };
+        self.memtable.freeze(moment, |frozen| {
+            self.change_view(|view| {
+                view.frozen.insert(0, Arc::new(frozen));
+                view.freezes += 1;
+            });
+        })
+    }
+
+    pub(crate) fn change_view(&self, change: impl FnOnce(&mut View)) {
+        let mut view = self.view.write().expect("no thread panics while it holds the view");
+        let mut changed = (**view).clone();
+        change(&mut changed);
+        self.level0.store(changed.levels.level(0).len(), Ordering::Relaxed);
+        let is_due = !changed.frozen.is_empty() || self.next_merge(&changed.levels).is_some();
+        self.upkeep_due.store(is_due, Ordering::Relaxed);
+        *view = Arc::new(changed);
+    }
+
+    /// None: nothing is to be flushed, or nothing can be now.
+    pub(crate) fn flush_step(
+        &self,
+        maintenance: &mut Maintenance,
+        slice_bytes: u64,
+    ) -> Result<Option<bool>, WriteError> {
+        if self.is_flush_due() && maintenance.flush.is_none() && self.view().frozen.is_empty() {
+            self.freeze();
+        }
+        let view = self.view();
+        if maintenance.flush.is_none() {
+            let Some(newest) = view.frozen.first() else { return Ok(None) };
+            // What lies in a table must lie in the log as well, or a crash could leave the end of the log without what came before it.
+            if !self.sync_upto(newest.moment.position)? {
+                return Ok(None);
+            }
+            let only_frozen = View { levels: Arc::default(), ..(*view).clone() };
+            let merging = only_frozen.sources(&[]).map_err(WriteError::Read)?;
+            let is_first = view.levels.tables().next().is_none();
+            let job = Job::new(merging, is_first, newest.moment.position, self.options.table_bytes);
+            maintenance.flush = Some(Flush { job, frozen: view.frozen.clone() });
+        }
+        let Some(flush) = &mut maintenance.flush else { return Ok(None) };
+        match flush.job.run(&*self.disk, slice_bytes, || self.new_table_id()) {
+            Ok(false) => Ok(Some(true)),
+            Ok(true) => {
+                let Some(flush) = maintenance.flush.take() else { return Ok(None) };
+                let files = flush.job.files();
+                self.install_flush(flush).inspect_err(|_| self.remove_unlisted(&files))?;
+                Ok(Some(true))
+            }
+            Err(error) => {
+                let files = flush.job.files();
+                maintenance.flush = None;
+                self.remove_tables(&files);
+                Err(self.job_failed(maintenance, error))
+            }
+        }
+    }
+
+    fn install_flush(&self, flush: Flush) -> Result<(), WriteError> {
+        let Flush { job, frozen } = flush;
+        if !job.outputs.is_empty() {
+            self.sync_tables()?;
+        }
+        let moment = &frozen.first().expect("a flush has something to flush").moment;
+        let mut manifest = self.lock_manifest();
+        let mut changed = manifest.clone();
+        changed.tables.extend(job.outputs.iter().map(|table| (table.id(), 0)));
+        (changed.position, changed.keys) = (moment.position, moment.keys);
+        for (id, listing) in &mut changed.segments {
+            listing.live = moment.live.get(id).copied().unwrap_or(0);
+            if listing.is_behind(moment.position) && listing.end == 0 {
+                // It was cut off here when the log left it, which need not be durable.
+                listing.end = self.segments.get(*id).map_or(0, |segment| segment.written());
+            }
+        }
+        let dead = self.take_dead(&mut changed);
+        self.replace_manifest(&mut manifest, changed)?;
+        drop(manifest);
+        self.change_view(|view| {
+            let levels = Arc::make_mut(&mut view.levels);
+            job.outputs.iter().for_each(|table| levels.add(0, table.clone()));
+            view.frozen.retain(|other| !frozen.iter().any(|flushed| Arc::ptr_eq(flushed, other)));
+        });
+        self.covered.store(moment.position, Ordering::Relaxed);
+        count(&self.counters.flushes, 1);
+        count(&self.counters.flushed_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
+        self.remove_segments(&dead)
+    }
+
+    /// Removes segments that the manifest does not have any more.
+    pub(crate) fn remove_segments(&self, dead: &[SegmentId]) -> Result<(), WriteError> {
+        for id in dead {
+            // Who reads it now has it open; others look the key up again.
+            self.segments.remove(*id);
+            self.disk.remove(&id.file_name()).map_err(WriteError::io(id.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is more to do.
+    fn merge_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<bool, WriteError> {
+        if maintenance.merge.is_none() {
+            let levels = self.view().levels.clone();
+            let Some(level) = self.next_merge(&levels) else { return Ok(false) };
+            maintenance.merge = Some(self.begin_merge(maintenance, &levels, level)?);
+        }
+        let Some(merge) = &mut maintenance.merge else { return Ok(false) };
+        match merge.job.run(&*self.disk, slice_bytes, || self.new_table_id()) {
+            Ok(false) => Ok(true),
+            Ok(true) => {
+                let Some(merge) = maintenance.merge.take() else { return Ok(false) };
+                let files = merge.job.files();
+                self.install_merge(merge).inspect_err(|_| self.remove_unlisted(&files))?;
+                Ok(true)
+            }
+            Err(error) => {
+                let (files, inputs) = (merge.job.files(), merge.inputs.clone());
+                maintenance.merge = None;
+                self.remove_tables(&files);
+                if let JobError::Read(ReadError::Damaged(_)) = &error {
+                    maintenance.damaged.extend(inputs);
+                }
+                Err(self.job_failed(maintenance, error))
+            }
+        }
+    }
+
+    /// The level whose tables are to be merged into the next one.
+    fn next_merge(&self, levels: &Levels) -> Option<usize> {
+        let target =
+            |level: usize| self.options.memtable_bytes * MERGE_AT as u64 * GROWTH.pow(level.saturating_sub(1) as u32);
+        if levels.level(0).len() >= MERGE_AT {
+            return Some(0);
+        }
+        let mut deeper = 1..MAX_LEVELS - 1;
+        if let Some(level) = deeper.find(|level| levels.bytes(*level) > target(*level)) {
+            return Some(level);
+        }
+        // At rest little is to be superseded.
+        let entries: u64 = levels.tables().map(|table| table.meta().entries).sum();
+        let keys = self.key_count();
+        if entries <= keys + keys / 4 + 64 {
+            return None;
+        }
+        let has = |level: usize| !levels.level(level).is_empty();
+        let deepest = (0..MAX_LEVELS).rfind(|level| has(*level))?;
+        let first = (0..deepest).find(|level| has(*level));
+        first.or((deepest == 0 && levels.level(0).len() > 1).then_some(0))
+    }
+
+    fn begin_merge(&self, maintenance: &mut Maintenance, levels: &Levels, level: usize) -> Result<Merge, WriteError> {
+        let upper: Vec<Arc<Table>> = match level {
+            0 => levels.level(0).to_vec(),
+            _ => {
+                let last = &maintenance.handed_on[level];
+                let tables = levels.level(level);
+                let next = tables.iter().find(|table| table.meta().smallest > *last).or(tables.first());
+                next.into_iter().cloned().collect()
+            }
+        };
+        let smallest = upper.iter().map(|table| &*table.meta().smallest).min().unwrap_or_default();
+        let largest = upper.iter().map(|table| &*table.meta().largest).max().unwrap_or_default();
+        maintenance.handed_on[level] = smallest.to_vec();
+        let lower = levels.overlapping(level + 1, smallest, largest);
+        let all = || upper.iter().chain(&lower);
+        let smallest = all().map(|table| &*table.meta().smallest).min().unwrap_or_default();
+        let largest = all().map(|table| &*table.meta().largest).max().unwrap_or_default();
+        let nothing_below =
+            (level + 2..levels.0.len()).all(|below| levels.overlapping(below, smallest, largest).is_empty());
+        let run = |tables: Arc<[Arc<Table>]>| {
+            let skips_damage = tables.iter().any(|table| maintenance.damaged.contains(&table.id()));
+            Ok(Source::Run(RunCursor::seek(tables, &[], skips_damage).map_err(|error| {
+                self.note_damage(&error);
+                WriteError::Read(error)
+            })?))
+        };
+        let mut sources = Vec::new();
+        for table in &upper {
+            sources.push(run([table.clone()].into()));
+        }
+        sources.push(run(lower.clone().into()));
+        let sources: Result<Vec<_>, WriteError> = sources.into_iter().collect();
+        let inputs: Vec<TableId> = all().map(|table| table.id()).collect();
+        let sources = sources.inspect_err(|error| {
+            if let WriteError::Read(ReadError::Damaged(_)) = error {
+                maintenance.damaged.extend(inputs.iter().copied());
+            }
+        })?;
+        let position = all().map(|table| table.meta().position).max().unwrap_or(0);
+        let job = Job::new(Merging::new(sources), nothing_below, position, self.options.table_bytes);
+        Ok(Merge { job, inputs, level: level as u8 + 1 })
+    }
+
+    fn install_merge(&self, merge: Merge) -> Result<(), WriteError> {
+        let Merge { job, inputs, level } = merge;
+        self.sync_tables()?;
+        let mut manifest = self.lock_manifest();
+        let mut changed = manifest.clone();
+        changed.tables.retain(|(id, _)| !inputs.contains(id));
+        changed.tables.extend(job.outputs.iter().map(|table| (table.id(), level)));
+        self.replace_manifest(&mut manifest, changed)?;
+        drop(manifest);
+        self.change_view(|view| {
+            let levels = Arc::make_mut(&mut view.levels);
+            inputs.iter().for_each(|id| levels.remove(*id));
+            job.outputs.iter().for_each(|table| levels.add(level.into(), table.clone()));
+        });
+        count(&self.counters.merges, 1);
+        count(&self.counters.merged_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
+        for id in inputs {
+            // Who reads it now has it open.
+            self.disk.remove(&id.file_name()).map_err(WriteError::io(id.file_name()))?;
+        }
+        Ok(())
+    }
+
+    fn job_failed(&self, maintenance: &mut Maintenance, error: JobError) -> WriteError {
+        match error {
+            JobError::Read(error) => {
+                self.note_damage(&error);
+                WriteError::Read(error)
+            }
+            JobError::Write(error) => {
+                maintenance.handed_on = Default::default();
+                error
+            }
+        }
+    }
+
+    /// Takes away tables that came to nothing. One that stays is removed when the engine is opened again.
+    fn remove_tables(&self, files: &[TableId]) {
+        for id in files {
+            if self.disk.remove(&id.file_name()).is_err() {
+                count(&self.counters.unremoved, 1);
+            }
+        }
+    }
+
+    /// After a failed change of the manifest: unless that left open which one will be found.
+    fn remove_unlisted(&self, files: &[TableId]) {
+        let manifest = self.lock_manifest();
+        let is_listed = files.iter().any(|id| manifest.tables.iter().any(|(listed, _)| listed == id));
+        drop(manifest);
+        if !self.log.is_poisoned() && !is_listed {
+            self.remove_tables(files);
+        }
+    }
+
+    fn sync_tables(&self) -> Result<(), WriteError> {
+        self.disk.sync_dir(TABLES_DIR).map_err(WriteError::io(TABLES_DIR))
+    }
+
+    fn new_table_id(&self) -> TableId {
+        let mut manifest = self.lock_manifest();
+        manifest.next_table += 1;
+        TableId(manifest.next_table - 1)
+    }
+
+    /// Takes out what is behind the position from which the log is replayed, and what neither tables nor the memtable refer to.
+    fn take_dead(&self, manifest: &mut Manifest) -> Vec<SegmentId> {
+        let position = manifest.position;
+        let is_unused = |id: &SegmentId| self.segments.get(*id).is_some_and(|segment| segment.live() == 0);
+        let dead = manifest
+            .segments
+            .extract_if(.., |id, listing| listing.is_behind(position) && listing.live == 0 && is_unused(id));
+        dead.map(|(id, _)| id).collect()
+    }
+}

@@ -1,0 +1,136 @@
+//! Changing a key: the rule, the log, the memtable.
+
+use bytes::Bytes;
+use dunlin_protocol::register::{Change, Held, Register};
+use dunlin_protocol::{Content, KeyspaceId, Millis, Record};
+
+use crate::engine::{Engine, Entry, KeyRef, Updated, count};
+use crate::error::WriteError;
+use crate::frame;
+use crate::full_key::FullKey;
+use crate::indexed::Indexed;
+use crate::log::Demand;
+use crate::place::{Place, Position};
+use crate::view::Glance;
+
+/// What was found of a key below the memtable.
+struct Fetched {
+    body: Option<Bytes>,
+    position: Position,
+    /// How many memtables had been frozen then.
+    freezes: u64,
+}
+
+impl Engine {
+    /// Applies a rule to a key: `rule` sees the register under the key's lock, and the change that it returns, if any, is appended to the log and
+    /// carried out before anybody else sees the key. `record` is stored by a change that
+    /// [takes one](Change::takes_record); `stored_at` is this replica's physical time. Reads the disk, before the lock is taken, where the key
+    /// has not been used for long.
+    ///
+    /// # Errors
+    /// All mean that nothing changed. A rule that returns no change fails only where the key cannot be read ([`WriteError::Read`]).
+    ///
+    /// # Panics
+    /// If the change takes a record and there is none, or commits by name what is not pending: a broken rule.
+    pub fn update<R>(
+        &self,
+        key: KeyRef<'_>,
+        record: Option<&Record>,
+        stored_at: Millis,
+        rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
+    ) -> Result<Updated<R>, WriteError> {
+        let mut wake = false;
+        let updated = self.update_under_lock(key, record, stored_at, rule, &mut wake);
+        if wake {
+            self.log.announce();
+        }
+        if updated.is_err() {
+            count(&self.counters.refused, 1);
+        }
+        updated
+    }
+
+    fn update_under_lock<R>(
+        &self,
+        key: KeyRef<'_>,
+        record: Option<&Record>,
+        stored_at: Millis,
+        rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
+        wake: &mut bool,
+    ) -> Result<Updated<R>, WriteError> {
+        let full = FullKey::new(key);
+        let mut fetched: Option<Fetched> = None;
+        loop {
+            let mut guard = self.memtable.lock(key.partition);
+            let shard = &mut *guard;
+            let slot = shard.find(full.hash, full.bytes());
+            let view;
+            let (body, position) = match slot {
+                Some(slot) => (Some(shard.body(slot)), shard.position(slot)),
+                None => {
+                    view = self.view();
+                    match &fetched {
+                        Some(fetched) if fetched.freezes == view.freezes => (fetched.body.as_deref(), fetched.position),
+                        _ => match view.glance(full.bytes(), full.hash) {
+                            Glance::Found(body, position) => (Some(body), position),
+                            Glance::Absent => (None, Position::ZERO),
+                            Glance::Unknown => {
+                                // No lock is held across I/O: what is found counts only if the key has not come into the memtable meanwhile, nor
+                                // left it for a younger frozen one.
+                                drop(guard);
+                                let body = self.find_in_tables(&view, &full)?;
+                                fetched = Some(Fetched { body, position: Position::ZERO, freezes: view.freezes });
+                                continue;
+                            }
+                        },
+                    }
+                }
+            };
+            let mut indexed = match body {
+                Some(body) => Indexed::decode(body).map_err(|malformed| self.malformed(key, malformed))?,
+                None => Indexed::default(),
+            };
+            let mut entry = Entry { register: indexed.register, position };
+            let (reply, change) = rule(&entry.register);
+            let Some(change) = change else {
+                entry.position = self.shown_position(&entry);
+                return Ok(Updated { reply, entry });
+            };
+            let record = record.filter(|_| change.takes_record());
+            // What could not be replayed must not reach the log.
+            assert!(record.is_some() || !change.takes_record(), "a change that takes a record comes with one");
+            if let Change::Commit { ballot } = change {
+                let pending = entry.register.pending.map(|(pending, _)| pending);
+                assert_eq!(pending, Some(ballot), "a commit by name finds its pending");
+            }
+            let mut frame = frame::encode(key, &change, record, stored_at)?;
+            let demand = demand(key, &change, record);
+            self.check_memory(demand.is_exempt)?;
+            let (place, position) = self.log.append(&mut frame.bytes, demand, wake)?;
+            let old = entry.register;
+            let place = self.options.place_of(place, frame.body().bytes.len());
+            let held = record.map(|record| Held { head: record.head(), place });
+            indexed.apply(change, held, stored_at, held.is_some_and(|h| h.place.is_inline()).then(|| frame.body()));
+            entry = Entry { register: indexed.register, position };
+            let mut body = Vec::with_capacity(96 + place.len as usize);
+            indexed.encode(&mut body);
+            self.segments.account(&old, &entry.register);
+            self.count_key(&old, &entry.register);
+            self.memtable.put(shard, slot, full.hash, full.bytes(), &body, position);
+            count(&self.counters.writes, 1);
+            return Ok(Updated { reply, entry });
+        }
+    }
+}
+
+/// Promises and accepts are synced always. They, whatever ends something, and the cluster's own keys go on while the reserve lasts.
+fn demand(key: KeyRef<'_>, change: &Change, record: Option<&Record>) -> Demand {
+    let ends = match change {
+        Change::Promise { .. } | Change::Commit { .. } | Change::Forget | Change::Purge => true,
+        Change::Accept { .. } | Change::Store { .. } => record.is_none_or(|r| r.content == Content::Tombstone),
+    };
+    Demand {
+        is_exempt: ends || key.keyspace == KeyspaceId::SYSTEM,
+        must_sync: matches!(change, Change::Promise { .. } | Change::Accept { .. }),
+    }
+}

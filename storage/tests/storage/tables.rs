@@ -1,0 +1,202 @@
+//! Tables under the memtable: flushed, merged, read, forgotten, opened again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dunlin_protocol::register::Change;
+use dunlin_protocol::{KeyspaceId, PartitionId};
+use dunlin_storage::{Engine, MemoryDisk, Options, Position, ScanRange, WriteError};
+
+use crate::support::{Random, SMALL, TINY, change, flush, key, look, maintain, record, stamp, store, tombstone, value};
+
+type Model = BTreeMap<(u16, Vec<u8>), Vec<u8>>;
+
+pub(crate) fn open_with(disk: &MemoryDisk, options: Options) -> Engine {
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+    assert_eq!(recovery.damaged, []);
+    engine
+}
+
+fn settle(engine: &Engine) {
+    flush(engine);
+    maintain(engine);
+}
+
+/// Stores, overwrites and forgets at random.
+pub(crate) fn churn(engine: &Engine, random: &mut Random, model: &mut Model, steps: u64, n: &mut u64) {
+    for _ in 0..steps {
+        *n += 1;
+        let name = format!("key-{:03}", random.below(300)).into_bytes();
+        let at = ((random.below(5) * 300) as u16, name);
+        let done = match random.below(8) {
+            0 => {
+                let done = change(engine, key(at.0, &at.1), Change::Forget, None);
+                done.map(|_| model.remove(&at))
+            }
+            _ => {
+                let value = vec![*n as u8; random.below(250) as usize];
+                let stored = store(engine, key(at.0, &at.1), &record(*n, &value));
+                stored.map(|_| model.insert(at, value))
+            }
+        };
+        match done {
+            Ok(_) => {}
+            Err(WriteError::Overloaded) => settle(engine),
+            Err(error) => panic!("{error}"),
+        }
+        if random.below(20) == 0 {
+            flush(engine);
+            engine.maintain(random.below(2000)).expect("maintains");
+        }
+    }
+}
+
+pub(crate) fn check(engine: &Engine, model: &Model) {
+    let mut found = Model::new();
+    let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(2000));
+    let ended = engine.scan(all, usize::MAX, &mut |partition, name, entry| {
+        if entry.register.is_absent() {
+            // Forgotten, and not durably yet.
+            return entry.position > engine.durable_upto();
+        }
+        found.insert((partition.0, name.to_vec()), value(engine, key(partition.0, name)).expect("a value"));
+        true
+    });
+    assert!(ended.expect("reads"));
+    assert_eq!(&found, model);
+    assert_eq!(engine.stats().keys, model.len() as u64);
+}
+
+#[test]
+fn what_was_put_is_there_through_flushes_merges_and_restarts() {
+    let disk = MemoryDisk::new();
+    let (mut random, mut model, mut n, mut collected) = (Random(7), Model::new(), 0, 0);
+    for round in 0..12 {
+        let engine = open_with(&disk, TINY);
+        churn(&engine, &mut random, &mut model, 500, &mut n);
+        check(&engine, &model);
+        settle(&engine);
+        check(&engine, &model);
+        let stats = engine.stats();
+        assert!(stats.flushes > 0 && stats.merges > 0 && stats.tables > 0, "{stats:?}");
+        // At rest no more than a fifth is superseded, and the log is short.
+        assert!(stats.table_entries <= stats.keys + stats.keys / 4 + 64, "{stats:?}");
+        collected += stats.collected;
+        let used = disk.used() - stats.room_bytes;
+        assert!(used < 2 * (stats.live_segment_bytes + stats.table_bytes) + (40 << 10), "{used} bytes, {stats:?}");
+        if round % 3 == 0 {
+            disk.crash(round);
+        }
+    }
+    assert!(collected > 20, "{collected}");
+    // Every page of a scan goes on where the one before it stopped.
+    let engine = open_with(&disk, TINY);
+    let whole = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(2000));
+    let mut seen: Vec<(u16, Vec<u8>)> = Vec::new();
+    loop {
+        let last = seen.last().cloned();
+        let range = match &last {
+            Some((partition, name)) => ScanRange { first: PartitionId(*partition), after: Some(name), ..whole },
+            None => whole,
+        };
+        let ended = engine.scan(range, 37, &mut |partition, name, _| {
+            seen.push((partition.0, name.to_vec()));
+            true
+        });
+        if ended.expect("reads") {
+            break;
+        }
+    }
+    assert!(seen.iter().eq(model.keys()));
+    let middle = ScanRange { start: b"key-050", end: b"key-060", ..whole };
+    let mut count = 0;
+    engine
+        .scan(middle, usize::MAX, &mut |_, name, _| {
+            assert!((&b"key-050"[..]..&b"key-060"[..]).contains(&name));
+            count += 1;
+            true
+        })
+        .expect("reads");
+    assert_eq!(count, model.keys().filter(|(_, name)| (&b"key-050"[..]..&b"key-060"[..]).contains(&&**name)).count());
+}
+
+#[test]
+fn a_cold_key_keeps_all_of_its_register() {
+    let disk = MemoryDisk::new();
+    let engine = open_with(&disk, TINY);
+    let at = key(1, b"a");
+    store(&engine, at, &record(5, "small")).expect("stores");
+    change(&engine, at, Change::Promise { ballot: stamp(9) }, None).expect("promises");
+    let fill = |engine: &Engine| {
+        for n in 0..40u64 {
+            if store(engine, key(2, &n.to_be_bytes()), &record(n + 1, [1; 90])).is_err() {
+                settle(engine);
+            }
+        }
+        settle(engine);
+    };
+    fill(&engine);
+    assert_eq!((look(&engine, at).position, value(&engine, at)), (Position::ZERO, Some(b"small".to_vec())));
+    // What is cold is changed as if it were not.
+    let accept = Change::Accept { ballot: stamp(9), promised: stamp(10) };
+    change(&engine, at, accept, Some(&record(9, [2; 300]))).expect("accepts");
+    let register = look(&engine, at).register;
+    assert_eq!((register.promised, register.head().stamp), (stamp(10), stamp(5)));
+    fill(&engine);
+    change(&engine, at, Change::Commit { ballot: stamp(9) }, None).expect("commits what is pending in a table");
+    assert_eq!(value(&engine, at), Some(vec![2; 300]));
+    flush(&engine);
+    drop(engine);
+    let engine = open_with(&disk, TINY);
+    assert_eq!(value(&engine, at), Some(vec![2; 300]));
+    fill(&engine);
+    store(&engine, at, &tombstone(20)).expect("deletes");
+    change(&engine, at, Change::Forget, None).expect("forgets");
+    fill(&engine);
+    assert!(look(&engine, at).register.is_absent());
+    drop(engine);
+    assert!(look(&open_with(&disk, TINY), at).register.is_absent());
+}
+
+#[test]
+fn only_the_log_behind_the_tables_is_replayed_and_what_lies_before_is_removed() {
+    let disk = MemoryDisk::new();
+    let options = Options { memtable_bytes: 8 << 10, ..SMALL };
+    let engine = open_with(&disk, options);
+    for n in 0..600u64 {
+        if n % 8 == 0 {
+            settle(&engine);
+        }
+        store(&engine, key((n % 3) as u16, &n.to_be_bytes()), &record(n + 1, [n as u8; 90])).expect("stores");
+    }
+    settle(&engine);
+    let stats = engine.stats();
+    assert!(stats.segment_bytes < 40 << 10 && stats.live_segment_bytes == 0, "{stats:?}");
+    drop(engine);
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+    assert!(recovery.frames < 150 && recovery.segments < 15, "{recovery:?}");
+    assert_eq!(engine.stats().keys, 600);
+    for n in 0..600u64 {
+        assert_eq!(value(&engine, key((n % 3) as u16, &n.to_be_bytes())), Some(vec![n as u8; 90]));
+    }
+}
+
+#[test]
+fn without_upkeep_writes_are_refused_before_memory_runs_away() {
+    let engine = open_with(&MemoryDisk::new(), TINY);
+    let mut refused = None;
+    for n in 0..200u64 {
+        match store(&engine, key(1, &n.to_be_bytes()), &record(n + 1, [1; 50])) {
+            Ok(_) => flush(&engine),
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    assert!(matches!(refused, Some(WriteError::Overloaded)) && engine.wants_upkeep());
+    assert!(engine.stats().memtable_bytes < 2 * TINY.memtable_bytes + 300);
+    store(&engine, key(1, &[9; 8]), &tombstone(900)).expect("deletes go on");
+    settle(&engine);
+    store(&engine, key(1, b"x"), &record(901, [1; 50])).expect("there is room again");
+}

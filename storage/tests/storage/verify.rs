@@ -1,0 +1,207 @@
+//! Everything on the disk checked: what is whole passes, and no damaged bit of any file does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dunlin_protocol::{KeyspaceId, PartitionId};
+use dunlin_storage::{Engine, FileDisk, MemoryDisk, ScanRange, verify};
+
+use crate::support::{Random, TINY, flush, key, look, maintain, record, store};
+use crate::tables::{check, churn, open_with};
+
+type Model = BTreeMap<(u16, Vec<u8>), Vec<u8>>;
+
+/// A directory with tables in two levels, cold segments and a log, closed in order.
+fn build() -> (BTreeMap<String, Vec<u8>>, Model) {
+    let disk = MemoryDisk::new();
+    let (mut random, mut model, mut n) = (Random(11), Model::new(), 0);
+    let engine = open_with(&disk, TINY);
+    churn(&engine, &mut random, &mut model, 700, &mut n);
+    maintain(&engine);
+    churn(&engine, &mut random, &mut model, 60, &mut n);
+    flush(&engine);
+    let stats = engine.stats();
+    assert!(stats.tables > 3 && stats.collected > 0 && stats.live_segment_bytes > 0, "{stats:?}");
+    assert_eq!(engine.verify().expect("reads").damaged, []);
+    engine.close().expect("closes");
+    drop(engine);
+    let files = disk.names().into_iter().map(|name| (name.clone(), disk.contents(&name).expect("there")));
+    (files.collect(), model)
+}
+
+fn copy(files: &BTreeMap<String, Vec<u8>>) -> MemoryDisk {
+    let disk = MemoryDisk::new();
+    files.iter().for_each(|(name, bytes)| disk.insert(name, bytes));
+    disk
+}
+
+#[test]
+fn what_is_whole_passes() {
+    let (files, model) = build();
+    let disk = copy(&files);
+    let found = verify(&disk).expect("reads");
+    assert_eq!(found.damaged, []);
+    assert!(found.files > 5 && found.items > model.len() as u64 && found.bytes > 10_000, "{found:?}");
+    check(&open_with(&disk, TINY), &model);
+    assert_eq!(verify(&MemoryDisk::new()).expect("reads"), dunlin_storage::Verification::default());
+}
+
+#[test]
+fn every_flipped_bit_is_reported_and_what_reads_differently_is_suspect() {
+    let (files, model) = build();
+    let (mut flips, mut precise) = (0, 0);
+    for (name, bytes) in &files {
+        let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        for byte in (0..end).step_by(199) {
+            let disk = copy(&files);
+            disk.flip_bit(name, (byte * 8 + byte % 8) as u64);
+            let label = format!("{name} at {byte}");
+            let found = verify(&disk).expect("reads");
+            assert!(found.damage_count > 0, "{label}");
+            // Where a table's own checksums fit, what it refers to may be what is damaged.
+            assert!(found.damaged.iter().all(|damage| damage.file == *name), "{label}: {:?}", found.damaged);
+            let (engine, recovery) = Engine::open(Arc::new(disk.clone()), TINY).expect("opens");
+            let differs = |partition: u16, name: &[u8]| {
+                let at = key(partition, name);
+                let loaded = engine.get(at).ok().and_then(|(_, stored)| stored);
+                let value = loaded.and_then(|stored| stored.content.bytes().map(|bytes| bytes.to_vec()));
+                value.as_ref() != model.get(&(partition, name.to_vec()))
+            };
+            let keys =
+                model.keys().filter(|(partition, name)| differs(*partition, name)).map(|(partition, _)| *partition);
+            let differing: std::collections::BTreeSet<u16> = keys.collect();
+            let suspects = engine.suspect_partitions();
+            for partition in differing {
+                assert!(suspects.contains(PartitionId(partition)), "{label}: {partition} differs silently");
+            }
+            // What reads met is marked durably by the next step of upkeep, which goes on around it.
+            for _ in 0..300 {
+                if engine.maintain(1 << 20).is_ok_and(|more| !more) {
+                    break;
+                }
+            }
+            let before = engine.suspect_partitions();
+            drop(engine);
+            let (engine, _) = Engine::open(Arc::new(disk), TINY).expect("opens");
+            for partition in before.named() {
+                assert!(engine.suspect_partitions().contains(partition), "{label}");
+            }
+            flips += 1;
+            precise += u64::from(!recovery.suspects.is_all() && !before.is_all());
+        }
+    }
+    assert!(flips > 100 && precise * 2 > flips, "{precise} of {flips}");
+}
+
+#[test]
+fn missing_and_swapped_tables_are_noticed() {
+    let (files, _) = build();
+    let tables: Vec<_> = files.keys().filter(|name| name.ends_with(".tbl")).cloned().collect();
+    assert!(tables.len() > 2);
+    for name in &tables {
+        let disk = copy(&files);
+        disk.take(name);
+        assert!(verify(&disk).expect("reads").damage_count > 0);
+        let (engine, recovery) = Engine::open(Arc::new(disk), TINY).expect("opens");
+        assert!(recovery.suspects.is_all() && recovery.damage_count > 0);
+        drop(engine);
+        let other = tables.iter().find(|other| *other != name).expect("another one");
+        let disk = copy(&files);
+        disk.insert(name, &files[other]);
+        let (_, recovery) = Engine::open(Arc::new(disk), TINY).expect("opens");
+        assert!(recovery.suspects.is_all() && recovery.damage_count > 0);
+    }
+    let disk = copy(&files);
+    disk.take("MANIFEST");
+    let (engine, recovery) = Engine::open(Arc::new(disk), TINY).expect("opens");
+    assert!(recovery.suspects.is_all());
+    let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(2000));
+    let mut seen = 0;
+    engine
+        .scan(all, usize::MAX, &mut |_, _, _| {
+            seen += 1;
+            true
+        })
+        .expect("reads");
+    assert!(seen > 0);
+}
+
+#[test]
+fn damage_in_the_cold_is_found_by_a_running_check() {
+    let disk = MemoryDisk::new();
+    let engine = open_with(&disk, TINY);
+    for n in 0..60u64 {
+        if store(&engine, key(3, &n.to_be_bytes()), &record(n + 1, vec![1; if n % 5 == 0 { 300 } else { 90 }])).is_err()
+        {
+            flush(&engine);
+            maintain(&engine);
+        }
+    }
+    flush(&engine);
+    maintain(&engine);
+    assert_eq!(engine.verify().expect("reads").damaged, []);
+    let table = disk.names().into_iter().find(|name| name.ends_with(".tbl")).expect("a table");
+    let scrub = || {
+        let (mut bytes, mut damaged) = (0, Vec::new());
+        loop {
+            let step = engine.scrub(700).expect("reads");
+            bytes += step.bytes;
+            damaged.extend(step.damaged);
+            if step.ended {
+                return (bytes, damaged);
+            }
+        }
+    };
+    let (bytes, damaged) = scrub();
+    assert!(bytes >= engine.stats().live_segment_bytes && damaged.is_empty());
+    disk.flip_bit(&table, 800);
+    assert_eq!(scrub().1.len(), 1);
+    assert!(engine.suspect_partitions().contains(PartitionId(3)));
+    assert_eq!(engine.verify().expect("reads").damage_count, 1);
+    assert!(engine.suspect_partitions().contains(PartitionId(3)) && !engine.suspect_partitions().is_all());
+    assert!(look(&engine, key(3, &59u64.to_be_bytes())).register.record.is_some());
+    maintain(&engine);
+    drop(engine);
+    assert!(Engine::open(Arc::new(disk), TINY).expect("opens").1.suspects.contains(PartitionId(3)));
+}
+
+#[test]
+fn a_snapshot_is_a_directory_of_its_own() {
+    let disk = MemoryDisk::new();
+    let (mut random, mut model, mut n) = (Random(5), Model::new(), 0);
+    let engine = open_with(&disk, TINY);
+    churn(&engine, &mut random, &mut model, 400, &mut n);
+    let early = engine.snapshot("early").expect("asks");
+    flush(&engine);
+    assert!(!early && engine.snapshot("early").expect("makes a snapshot"), "the log has to be written first");
+    let before = model.clone();
+    churn(&engine, &mut random, &mut model, 600, &mut n);
+    flush(&engine);
+    maintain(&engine);
+    let files =
+        || disk.names().into_iter().filter_map(|name| Some((name.strip_prefix("snapshots/early/")?.to_owned(), name)));
+    let apart = MemoryDisk::new();
+    files().for_each(|(name, whole)| apart.insert(&name, &disk.contents(&whole).expect("there")));
+    assert_eq!(verify(&apart).expect("reads").damaged, []);
+    check(&open_with(&apart, TINY), &before);
+    check(&engine, &model);
+    engine.remove_snapshot("early").expect("removes");
+    assert_eq!(files().count(), 0);
+    drop(engine);
+    disk.crash(1);
+    check(&open_with(&disk, TINY), &model);
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let engine = Engine::open(Arc::new(FileDisk::open(dir.path()).expect("opens")), TINY).expect("opens").0;
+    let (mut model, mut n) = (Model::new(), 0);
+    churn(&engine, &mut random, &mut model, 300, &mut n);
+    flush(&engine);
+    assert!(engine.snapshot("one").expect("makes a snapshot"));
+    let before = model.clone();
+    churn(&engine, &mut random, &mut model, 300, &mut n);
+    let snapshot = FileDisk::open(dir.path().join("snapshots/one")).expect("opens");
+    let copied = Engine::open(Arc::new(snapshot), TINY).expect("opens").0;
+    check(&copied, &before);
+    churn(&copied, &mut random, &mut before.clone(), 300, &mut n);
+    check(&engine, &model);
+}
