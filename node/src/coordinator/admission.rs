@@ -159,7 +159,8 @@ impl Coordinator {
             return None;
         }
         let key = KeyRef { partition, keyspace: operation.keyspace, key: operation.key.as_bytes() };
-        let register = below.replica.engine().entry(key).register;
+        // What cannot be read is told by the write itself.
+        let register = below.replica.engine().entry(key).ok()?.register;
         let newest = register.head().stamp;
         let lay_here = register.stored_at + CONCURRENT < below.now.wall;
         (newest > operation.op_id && register.ballot.is_zero() && lay_here).then_some(newest)
