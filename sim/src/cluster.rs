@@ -301,10 +301,18 @@ pub(crate) fn small_segments() -> Options {
     }
 }
 
-/// The stamp of what a replica holds at its highest ballot: a record, or one that it accepted and was not told to commit.
-pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
+/// What a replica holds of a key at its highest ballot: a record, or one that it accepted and was not told to commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Holding {
+    pub(crate) stamp: Stamp,
+    /// It is no value, but that there is none.
+    pub(crate) deleted: bool,
+}
+
+pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Holding {
     let register = engine.entry(key).register;
-    register.pending.map_or(register.head(), |(_, held)| held.head).stamp
+    let head = register.pending.map_or(register.head(), |(_, held)| held.head);
+    Holding { stamp: head.stamp, deleted: head.tombstone }
 }
 
 /// Whether a replica holds the plain record of this operation.
