@@ -307,16 +307,23 @@ pub(crate) fn small_segments() -> Options {
     }
 }
 
-/// The stamp of what a replica holds at its highest ballot: a record, or one that it accepted and was not told to commit.
-pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Stamp {
-    let register = engine.entry(key).expect("a memory disk can be read").register;
-    register.pending.map_or(register.head(), |(_, held)| held.head).stamp
+/// What a replica holds of a key at its highest ballot: a record, or one that it accepted and was not told to commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Holding {
+    pub(crate) stamp: Stamp,
+    /// It is no value, but that there is none.
+    pub(crate) deleted: bool,
+}
+
+pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Holding {
+    let register = engine.entry(key).expect("a simulated disk without damage").register;
+    let head = register.pending.map_or(register.head(), |(_, held)| held.head);
+    Holding { stamp: head.stamp, deleted: head.tombstone }
 }
 
 /// Whether a replica holds the plain record of this operation.
 pub(crate) fn holds_plain(engine: &Engine, key: KeyRef<'_>, op_id: OpId) -> bool {
-    let register = engine.entry(key).register;
-    register.ballot.is_zero() && register.head().op_id == op_id
+    engine.entry(key).is_ok_and(|entry| entry.register.ballot.is_zero() && entry.register.head().op_id == op_id)
 }
 
 /// How many replicas a key has.

@@ -10,12 +10,12 @@ use dunlin_node::{Input, ReplyTo};
 use dunlin_protocol::frame::{Frame, read_frame};
 use dunlin_protocol::message::{ClientReply, ClientRequest, Opcode, PeerReply, PeerRequest};
 use dunlin_protocol::register::RegisterRequest;
-use dunlin_protocol::{Key, KeyspaceId, NodeId, OpId, Stamp, Status, Tick};
+use dunlin_protocol::{Key, KeyspaceId, NodeId, OpId, Status, Tick};
 use dunlin_storage::{Engine, KeyRef};
 
 use crate::agenda::{Agenda, Event};
 use crate::client::{Around, Client, Finished};
-use crate::cluster::{After, Host, REPLICAS, Said, founding, held, holds_plain};
+use crate::cluster::{After, Holding, Host, REPLICAS, Said, founding, held, holds_plain};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::network::{ConnectionId, End, Network, Traffic, other};
 use crate::random::Random;
@@ -46,8 +46,8 @@ pub(crate) struct Run {
     pub(crate) faults: Vec<(Fault, u64)>,
     pub(crate) traffic: Traffic,
     pub(crate) installs: u64,
-    /// For each key, the stamp of the newest that each of its replicas held when all was over.
-    pub(crate) replicas: Vec<Vec<(NodeId, Stamp)>>,
+    /// For each key, the newest that each of its replicas held when all was over.
+    pub(crate) replicas: Vec<Vec<(NodeId, Holding)>>,
     /// What should never happen to a node.
     pub(crate) mishaps: Vec<String>,
     pub(crate) trace: Trace,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use dunlin_membership::{Founders, Placement};
-use dunlin_protocol::{DataId, Key, KeyspaceId, Member, NodeId, Partitioning, Stamp, Tick};
+use dunlin_protocol::{DataId, Key, KeyspaceId, Member, NodeId, Partitioning, Tick};
 use dunlin_storage::KeyRef;
 use turmoil::Sim;
 
@@ -15,7 +15,7 @@ use super::certificates::Certificates;
 use super::machine::Machine;
 use super::socket::{SharedAir, lock};
 use super::user::{Record, User};
-use crate::cluster::{EPOCH, REPLICAS, held};
+use crate::cluster::{EPOCH, Holding, REPLICAS, held};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::random::Random;
 use crate::trace::Trace;
@@ -372,14 +372,14 @@ impl Stage<'_> {
         }
     }
 
-    fn replicas_of(&self, placement: &Placement, key: &Key) -> Vec<(NodeId, Stamp)> {
+    fn replicas_of(&self, placement: &Placement, key: &Key) -> Vec<(NodeId, Holding)> {
         let partition = placement.partition_of(KeyspaceId::DEFAULT, key);
         let list = placement.preference_list(KeyspaceId::DEFAULT, partition).expect("the default keyspace is there");
         assert_eq!(list.nodes.len(), usize::from(REPLICAS), "every key has its replicas");
         let at = KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key: key.as_bytes() };
         let stamp = |node: &NodeId| {
             let engine = self.machines[node.0 as usize - 1].engine();
-            engine.map_or(Stamp::ZERO, |engine| held(&engine, at))
+            engine.map_or_else(Holding::default, |engine| held(&engine, at))
         };
         list.nodes.iter().map(|node| (*node, stamp(node))).collect()
     }
