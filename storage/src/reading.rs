@@ -177,11 +177,15 @@ impl Engine {
             if let Some(stored) = indexed.stored(&held.head, &item) {
                 return stored.map(|stored| Some(Ok(stored))).map_err(|bad| self.malformed(key, bad));
             }
-            let moved = indexed.held().find(|(other, _)| other.head == held.head && other.place != held.place);
+            let moved = indexed.held().find(|(other, _)| other.head == held.head);
             Ok(moved.map(|(held, _)| Err(held.place)))
         })?;
         match found {
             Some(Ok(stored)) => Ok(stored),
+            // It was not moved: the segment is missing, which was reported when the engine was opened.
+            Some(Err(place)) if place == held.place && !place.is_inline() => {
+                Err(ReadError::Gone { segment: place.segment })
+            }
             Some(Err(place)) if !place.is_inline() => {
                 self.load_frame(&place).inspect_err(|error| self.note_damage(error))
             }
