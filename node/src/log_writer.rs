@@ -210,7 +210,7 @@ impl LogWriter {
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let waker = Arc::downgrade(&shared);
-        engine.set_waker(Box::new(move || {
+        engine.set_turn_waker(Box::new(move || {
             if let Some(shared) = waker.upgrade() {
                 shared.order(|orders| orders.log = true);
             }

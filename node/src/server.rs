@@ -210,6 +210,7 @@ impl Server {
             earlier: Notify::new(),
             epoch: Cell::new(None),
             stopping: Cell::new(false),
+            turn: Notify::new(),
             disowned: Notify::new(),
         };
         Ok(Self { shell: Rc::new(shell), shutdown: config.shutdown })
@@ -248,6 +249,7 @@ impl Server {
             () = shell.disowned.notified() => {}
             () = shell.ring_alarms() => {}
             () = shell.report_progress() => {}
+            () = shell.end_turns() => {}
             () = shell.writer.run_task() => {}
         }
         shell.stop(patience).await;
@@ -385,6 +387,8 @@ struct Shell {
     /// The epoch whose members the transport knows.
     epoch: Cell<Option<Epoch>>,
     stopping: Cell<bool>,
+    /// Something was received since the log's turn last ended.
+    turn: Notify,
     /// The node must not go on.
     disowned: Notify,
 }
@@ -408,6 +412,7 @@ impl Receiver for Shell {
         if let Some(topology) = node.take_topology_to_store() {
             self.writer.store_topology(topology);
         }
+        self.turn.notify_one();
         if node.is_disowned() {
             self.disowned.notify_one();
         }
@@ -453,6 +458,14 @@ impl Shell {
         }
     }
 
+    /// Lets the log's writer begin once everything that had come was handled, and not in the middle of it.
+    async fn end_turns(&self) {
+        loop {
+            self.turn.notified().await;
+            self.engine.end_turn();
+        }
+    }
+
     async fn report_progress(&self) {
         loop {
             let progress = self.writer.progress().await;
@@ -489,6 +502,7 @@ impl Shell {
             }
             () = self.ring_alarms() => {}
             () = self.report_progress() => {}
+            () = self.end_turns() => {}
             () = self.writer.run_task() => {}
         }
         self.take_in(self.writer.stop());

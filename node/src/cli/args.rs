@@ -65,6 +65,7 @@ pub(crate) enum RawTask {
     /// Which node holds how much of the hash space
     #[command(after_help = "Examples:\n  dunlin ring\n  dunlin ring --json      with the replicas of every partition")]
     Ring,
+    Verify(RawVerify),
 }
 
 /// Start a cluster on this machine, until Ctrl-C
@@ -291,4 +292,17 @@ pub(crate) struct RawOutcome {
     pub(crate) key: OsString,
     /// As the write's error message names it
     pub(crate) op_id: String,
+}
+
+/// Check a stopped node's data: every checksum and every reference
+///
+/// Prints each damaged place with file, offset, and what was expected and found, and exits with 8 if there is any. Changes nothing.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  dunlin verify --data ./cluster/n1/data\n  dunlin verify --data ./cluster/n1/data --json"
+)]
+pub(crate) struct RawVerify {
+    /// The node's data directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
 }

@@ -50,6 +50,7 @@ pub(crate) enum Task {
     Bench(super::bench::Bench),
     Status,
     Ring,
+    Verify(super::verify::Verify),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,6 +172,7 @@ impl TryFrom<Args> for Command {
             RawTask::Bench(raw) => Task::Bench(raw.try_into()?),
             RawTask::Status => Task::Status,
             RawTask::Ring => Task::Ring,
+            RawTask::Verify(raw) => Task::Verify(raw.into()),
         };
         Ok(Self { common: args.common.try_into()?, task })
     }

@@ -16,6 +16,7 @@ mod scan;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -63,6 +64,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Task::Bench(bench) => on_runtime(bench::run(&common, bench, &mut output))?,
         Task::Status => on_runtime(cluster::status(&common, &mut output))?,
         Task::Ring => on_runtime(cluster::ring(&common, &mut output))?,
+        Task::Verify(verify) => verify::run(&verify, &mut output),
     }
 }
 
