@@ -76,8 +76,9 @@ impl Ours {
 
 fn write_log(shared: &Shared) {
     while !shared.stop.load(Ordering::Relaxed) {
-        if shared.engine.wait_pending(Duration::from_millis(20)) {
-            shared.engine.write_pending().expect("a healthy disk");
+        shared.engine.wait_pending(Duration::from_millis(20));
+        // It is woken again only after it has found nothing.
+        while shared.engine.write_pending().expect("a healthy disk") {
             *shared.durable.lock().expect("sound") = shared.engine.durable_upto();
             shared.progressed.notify_all();
         }
