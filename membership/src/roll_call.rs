@@ -255,6 +255,15 @@ mod tests {
             self.ask_step(at);
         }
 
+        /// Everybody calls everybody, more often than it takes.
+        fn meet(&mut self) {
+            let count = self.hosts.len();
+            for _ in 0..6 {
+                (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).for_each(|(a, b)| self.call(a, b));
+                (0..count).for_each(|at| self.store(at));
+            }
+        }
+
         fn restart(&mut self, at: usize, wiped: bool) {
             let count = self.hosts.len();
             let host = &mut self.hosts[at];
@@ -276,10 +285,7 @@ mod tests {
     fn founders_that_are_all_there_found() {
         let mut world = World::new(3);
         assert_eq!(world.hosts[0].roll.waits_for(), [NodeId(2), NodeId(3)]);
-        for _ in 0..4 {
-            (0..3).flat_map(|a| (0..3).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
-            (0..3).for_each(|at| world.store(at));
-        }
+        world.meet();
         assert_eq!(world.founded.len(), 3);
         assert!(world.founded.iter().all(|(_, _, t)| *t == world.founded[0].2 && t.is_founded()));
         world.founded[0].2.validate().expect("valid");
@@ -291,10 +297,7 @@ mod tests {
         let mut other = draft(2);
         other.members[0].zone = "elsewhere".into();
         world.hosts[1].roll = RollCall::new(NodeId(2), world.hosts[1].data, other);
-        for _ in 0..6 {
-            (0..2).flat_map(|a| (0..2).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
-            (0..2).for_each(|at| world.store(at));
-        }
+        world.meet();
         assert!(world.founded.is_empty());
         assert_eq!(world.hosts[0].roll.conflict(), Some(RollConflict::Pledge { founder: NodeId(2) }));
         // An address may differ.
@@ -302,10 +305,7 @@ mod tests {
         let mut moved = draft(2);
         moved.members[0].address = "elsewhere:1".into();
         world.hosts[1].roll = RollCall::new(NodeId(2), world.hosts[1].data, moved);
-        for _ in 0..6 {
-            (0..2).flat_map(|a| (0..2).map(move |b| (a, b))).for_each(|(a, b)| world.call(a, b));
-            (0..2).for_each(|at| world.store(at));
-        }
+        world.meet();
         assert_eq!(world.founded.len(), 2);
     }
 

@@ -73,14 +73,17 @@ impl Peers {
 
     /// When a read that is still without answers is worth one more request: past what the slowest of the first `need` usually takes.
     pub(crate) fn speculate_after(&self, list: &PreferenceList, order: &[usize], need: usize) -> Duration {
-        let slowest =
-            order.iter().take(need).filter_map(|r| self.latencies.get(&list.nodes[*r])).map(Latency::p95).max();
-        (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
+        self.late(order.iter().take(need).map(|r| list.nodes[*r]))
     }
 
     /// How long the slowest replica of a list is waited for where its answer is worth a little time.
     pub(crate) fn patience(&self, list: &PreferenceList) -> Duration {
-        let slowest = list.nodes.iter().filter_map(|node| self.latencies.get(node)).map(Latency::p95).max();
+        self.late(list.nodes.iter().copied())
+    }
+
+    /// What is past the time that the slowest of these nodes usually takes.
+    fn late(&self, nodes: impl Iterator<Item = NodeId>) -> Duration {
+        let slowest = nodes.filter_map(|node| self.latencies.get(&node)).map(Latency::p95).max();
         (slowest.unwrap_or_default() * 3).max(Duration::from_millis(20))
     }
 

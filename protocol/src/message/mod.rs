@@ -18,7 +18,6 @@ pub use peer::{PageEntry, PeerReply, PeerReplyBody, PeerRequest, RegisterCall, R
 pub enum Opcode {
     Hello = 0x01,
     Welcome = 0x02,
-    /// A reply of any kind that the peer refuses without a body of its own: a status and a sentence.
     PeerRegister = 0x10,
     PeerScan = 0x11,
     PeerTopology = 0x12,
