@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -20,6 +19,7 @@ use crate::indexed::Indexed;
 use crate::manifest::Listing;
 use crate::place::{Place, Position, SEGMENTS_DIR, SegmentId};
 use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
+use crate::sync::atomic::Ordering;
 use crate::table::split_key;
 use crate::view::Glance;
 

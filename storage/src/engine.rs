@@ -1,8 +1,7 @@
 //! `Engine`: the engine itself.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::register::Register;
@@ -20,6 +19,8 @@ use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
 use crate::stats::Stats;
 use crate::suspects::Suspects;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::table::{BlockCache, block_cache};
 use crate::verify::Scrub;
 use crate::view::View;

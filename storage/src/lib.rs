@@ -40,6 +40,7 @@ mod segment;
 mod snapshot;
 mod stats;
 mod suspects;
+mod sync;
 mod table;
 mod update;
 mod verify;

@@ -1,8 +1,7 @@
 //! `Log`: the end of the log, as far as it is in memory.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::WriteError;
@@ -10,6 +9,8 @@ use crate::frame::{BATCH_LEN, Batch, set_place};
 use crate::options::Options;
 use crate::place::{Place, Position, SegmentId};
 use crate::segment::Segment;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// A segment that is or will be appended to.
 pub(crate) struct Tail {

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::collection::Collection;
 use crate::engine::{Engine, count};
@@ -15,6 +14,7 @@ use crate::frozen::{Frozen, Moment};
 use crate::job::{Job, JobError};
 use crate::manifest::Manifest;
 use crate::place::SegmentId;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Merging, RunCursor, Source, TABLES_DIR, Table, TableId};
 use crate::view::{Levels, View};
 

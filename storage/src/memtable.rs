@@ -4,14 +4,14 @@
 //! since they last did. Keys and bodies (see [`indexed`](crate::indexed)) lie behind one another in one arena a shard.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use dunlin_protocol::PartitionId;
 use hashbrown::HashTable;
 
 use crate::frozen::{Frozen, Moment};
 use crate::place::Position;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::PREFIX_LEN;
 
 /// What an entry takes besides key and body: slot, and place in the hash table and in the order.

@@ -1,12 +1,13 @@
 //! Which bytes of the segments the index refers to, exactly: every change of a register says what it no longer does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use dunlin_protocol::register::Register;
 
 use crate::place::{Place, SegmentId};
 use crate::segment::Segment;
+use crate::sync::RwLock;
 
 /// The open segments.
 #[derive(Default)]

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::disk::write_all;
 use crate::engine::Engine;
@@ -11,6 +10,7 @@ use crate::log::Tail;
 use crate::manifest::{Listing, Manifest};
 use crate::place::{SEGMENTS_DIR, SegmentId};
 use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
+use crate::sync::atomic::Ordering;
 use crate::writer::Writer;
 
 /// A file is allocated in steps of this.

@@ -18,11 +18,11 @@
 //! writer goes on to the next one, which was made, synced and listed in the manifest before anything was appended to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::DiskFile;
 use crate::manifest::Listing;
 use crate::place::{Position, SegmentId};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const SEGMENT_HEADER_LEN: usize = 64;
 pub(crate) const SEGMENT_VERSION: u32 = 1;

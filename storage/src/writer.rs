@@ -1,7 +1,6 @@
 //! The writer's step: batches of the log, and their syncs.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::disk::write_all;
@@ -11,6 +10,7 @@ use crate::log::Run;
 use crate::options::Sync as SyncOption;
 use crate::room::Next;
 use crate::segment::Segment;
+use crate::sync::atomic::Ordering;
 
 /// What only the writer uses.
 pub(crate) struct Writer {
