@@ -6,11 +6,12 @@
 //! 3. The next flush makes that durable. The victim, of which the index then needs nothing, is removed with it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{DiskFile, write_all};
+use crate::disk::{Disk, write_all};
 use crate::engine::{Engine, count};
 use crate::error::{Affected, Damage, DamageKind, ReadError, WriteError, is_disk_full};
 use crate::frame::{self, Frame, HEAD_LEN, MAX_FRAME_LEN, change_place};
@@ -101,7 +102,8 @@ impl Engine {
             let segment = self.segments.get(*id)?;
             let (live, written) = (segment.live(), segment.written());
             let dead = written.saturating_sub(live);
-            let is_worth_it = live > 0 && dead * 100 > written * u64::from(self.options.garbage_percent);
+            let is_worth_it =
+                live > 0 && !segment.is_held() && dead * 100 > written * u64::from(self.options.garbage_percent);
             is_worth_it.then_some((dead * 1000 / written.max(1), segment))
         });
         victims.max_by_key(|(dead, _)| *dead).map(|(_, segment)| segment)
@@ -129,8 +131,11 @@ impl Engine {
     pub(crate) fn waits_for_flush(&self) -> bool {
         let manifest = self.lock_manifest();
         let mut behind = manifest.segments.iter().filter(|(_, listing)| listing.is_behind(manifest.position));
-        behind
-            .any(|(id, listing)| listing.live > 0 && self.segments.get(*id).is_some_and(|segment| segment.live() == 0))
+        behind.any(|(id, listing)| {
+            let is_empty = |segment: Arc<Segment>| segment.live() == 0 && !segment.is_held();
+            // A cold one may have died before any flush knew that something in it lived.
+            (listing.live > 0 || listing.is_cold) && self.segments.get(*id).is_some_and(is_empty)
+        })
     }
 
     fn cold_segment(&self, collection: &mut Collection) -> Result<Arc<Segment>, WriteError> {
@@ -142,15 +147,7 @@ impl Engine {
             return Ok(cold.segment.clone());
         }
         let id = self.new_segment_id();
-        let capacity = self.options.segment_bytes + 2 * MAX_FRAME_LEN as u64;
-        let header = SegmentHeader { id, base: 0, capacity, cut: u64::MAX, synced_upto: 0, is_cold: true };
-        let create = || {
-            let file = self.disk.create(&id.file_name())?;
-            write_all(&*file, 0, &header.encode())?;
-            Ok(file)
-        };
-        let file: Arc<dyn DiskFile> = create().map_err(failed(id))?;
-        let segment = Arc::new(Segment::new(id, &Listing::from(&header), file, SEGMENT_HEADER_LEN as u64));
+        let segment = create_cold(&*self.disk, id, self.options.segment_bytes).map_err(failed(id))?;
         collection.cold = Some(Cold { segment: segment.clone(), is_listed: false });
         Ok(segment)
     }
@@ -219,9 +216,7 @@ impl Engine {
         }
         let mut manifest = self.lock_manifest();
         let mut changed = manifest.clone();
-        let (capacity, cut) = (segment.capacity, u64::MAX);
-        let listing = Listing { capacity, cut, is_cold: true, ..Listing::default() };
-        changed.segments.entry(segment.id).or_insert(listing).end = end;
+        changed.segments.entry(segment.id).or_insert(Listing::cold(segment.capacity)).end = end;
         changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         self.replace_manifest(&mut manifest, changed)?;
         drop(manifest);
@@ -283,7 +278,16 @@ impl Engine {
     }
 }
 
-fn failed(id: SegmentId) -> impl FnOnce(std::io::Error) -> WriteError {
+/// Makes the file of a segment that is no part of the log.
+pub(crate) fn create_cold(disk: &dyn Disk, id: SegmentId, segment_bytes: u64) -> io::Result<Arc<Segment>> {
+    let capacity = segment_bytes + 2 * MAX_FRAME_LEN as u64;
+    let header = SegmentHeader { id, base: 0, capacity, cut: u64::MAX, synced_upto: 0, is_cold: true };
+    let file = disk.create(&id.file_name())?;
+    write_all(&*file, 0, &header.encode())?;
+    Ok(Arc::new(Segment::new(id, &Listing::cold(capacity), file, SEGMENT_HEADER_LEN as u64)))
+}
+
+pub(crate) fn failed(id: SegmentId) -> impl FnOnce(io::Error) -> WriteError {
     move |source| match is_disk_full(&source) {
         true => WriteError::DiskFull,
         false => WriteError::Io { file: id.file_name(), source },

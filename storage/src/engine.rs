@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::place::{Place, Position};
 use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
+use crate::staging::Stage;
 use crate::stats::Stats;
 use crate::suspects::Suspects;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -68,6 +69,7 @@ pub struct Stored {
 /// The storage engine of a node. Shared between threads; every method takes `&self`.
 ///
 /// - keys: [`entry`](Self::entry), [`get`](Self::get), [`update`](Self::update), [`load`](Self::load), [`scan`](Self::scan)
+/// - large records: [`stage`](Self::stage), and then [`update_staged`](Self::update_staged)
 /// - durability: `update` appends in memory only. Its owner is woken ([`set_waker`](Self::set_waker), or blocks in
 ///   [`wait_pending`](Self::wait_pending)) and calls [`write_pending`](Self::write_pending), which writes all that is pending in one go and syncs
 ///   once; then [`durable_upto`](Self::durable_upto) has risen, and replies up to it may leave
@@ -90,6 +92,8 @@ pub struct Engine {
     pub(crate) writer: Mutex<Writer>,
     /// Held across I/O by `maintain`.
     pub(crate) maintenance: Mutex<Maintenance>,
+    /// Held across I/O by `stage`.
+    pub(crate) stage: Mutex<Option<Stage>>,
     /// Held across I/O by `scrub`.
     pub(crate) scrub: Mutex<Scrub>,
     pub(crate) durable_upto: AtomicU64,
@@ -125,6 +129,8 @@ pub(crate) struct Counters {
     pub(crate) unremoved: AtomicU64,
     pub(crate) collected: AtomicU64,
     pub(crate) moved_bytes: AtomicU64,
+    pub(crate) staged: AtomicU64,
+    pub(crate) staged_bytes: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -164,6 +170,7 @@ impl Engine {
             blocks: block_cache(options.cache_bytes),
             writer: Mutex::new(writer),
             maintenance: Mutex::default(),
+            stage: Mutex::default(),
             scrub: Mutex::default(),
             durable_upto: AtomicU64::new(end),
             keys: AtomicU64::new(keys),
@@ -355,6 +362,8 @@ impl Engine {
             unremoved: counted(&self.counters.unremoved),
             collected: counted(&self.counters.collected),
             moved_bytes: counted(&self.counters.moved_bytes),
+            staged: counted(&self.counters.staged),
+            staged_bytes: counted(&self.counters.staged_bytes),
             disk_full: self.log.is_disk_full(),
         }
     }

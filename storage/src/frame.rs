@@ -36,14 +36,20 @@
 //! | 2 + 32 n | lineage: n, then n times op id and stamp | LINEAGE; otherwise empty |
 //! | 2 + n | attributes: how many, then for each length (2) and bytes of name and value | ATTRIBUTES; otherwise none |
 //! | the rest | value | not with TOMBSTONE, which the kind tombstone has, too |
+//!
+//! With ELSEWHERE the record was [staged](crate::Engine::stage): in place of lineage, attributes and value there is the length of the value (4), and the
+//! place of the frame that has all of it: segment (8), offset (8), length (4).
+
+mod encoding;
 
 use bytes::Bytes;
 use dunlin_protocol::register::Change;
-use dunlin_protocol::{Ancestor, Attributes, Content, Key, KeyspaceId, Millis, PartitionId, Record, RecordHead, Stamp};
+use dunlin_protocol::{Ancestor, Attributes, Content, KeyspaceId, Millis, PartitionId, RecordHead, Stamp};
+
+pub(crate) use encoding::{Encoded, encode, encode_elsewhere};
 
 use crate::engine::KeyRef;
-use crate::error::WriteError;
-use crate::place::SegmentId;
+use crate::place::{Place, SegmentId};
 
 pub(crate) const HEAD_LEN: usize = 24;
 pub(crate) const BATCH_LEN: usize = HEAD_LEN + 16;
@@ -60,6 +66,7 @@ const REACH: u16 = 1 << 4;
 const EXPIRY: u16 = 1 << 5;
 const LINEAGE: u16 = 1 << 6;
 const ATTRIBUTES: u16 = 1 << 7;
+const ELSEWHERE: u16 = 1 << 8;
 
 /// What an item is. Numbers are for ever; 8 is kept for chunks of large values and 9 for hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,6 +139,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) stored_at: Millis,
     /// There where the change takes a record.
     pub(crate) record: Option<RecordHead>,
+    /// The frame that has the record's body, where this one has not.
+    pub(crate) elsewhere: Option<Place>,
     /// Lineage, attributes and value.
     body: &'a [u8],
     flags: u16,
@@ -140,123 +149,6 @@ pub(crate) struct Frame<'a> {
 /// A checked item whose contents make no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Malformed;
-
-/// A frame as it was encoded.
-pub(crate) struct Encoded {
-    pub(crate) bytes: Vec<u8>,
-    body_at: usize,
-    flags: u16,
-}
-
-impl Encoded {
-    pub(crate) fn body(&self) -> Body<'_> {
-        Body {
-            has_lineage: self.flags & LINEAGE != 0,
-            has_attributes: self.flags & ATTRIBUTES != 0,
-            bytes: &self.bytes[self.body_at..],
-        }
-    }
-}
-
-/// Encodes a frame, all but its place: [`set_place`] completes it.
-pub(crate) fn encode(
-    key: KeyRef<'_>,
-    change: &Change,
-    record: Option<&Record>,
-    stored_at: Millis,
-) -> Result<Encoded, WriteError> {
-    check_len("the key", key.key.len(), Key::MAX_LEN)?;
-    let record = record.filter(|_| change.takes_record());
-    let (mut kind, ballot, promised) = match *change {
-        Change::Promise { ballot } => (Kind::Promise, ballot, Stamp::ZERO),
-        Change::Accept { ballot, promised } => (Kind::Accept, ballot, promised),
-        Change::Store { ballot } => (Kind::Record, ballot, Stamp::ZERO),
-        Change::Commit { ballot } => (Kind::Commit, ballot, Stamp::ZERO),
-        Change::Forget => (Kind::Drop, Stamp::ZERO, Stamp::ZERO),
-        Change::Purge => (Kind::Purge, Stamp::ZERO, Stamp::ZERO),
-    };
-    let mut flags = 0;
-    let mut set = |flag: u16, is_set: bool| flags |= if is_set { flag } else { 0 };
-    set(BALLOT, !ballot.is_zero());
-    set(PROMISED, kind == Kind::Accept && promised != ballot);
-    let value = record.and_then(|r| r.content.bytes());
-    if let Some(record) = record {
-        let tombstone = record.content == Content::Tombstone;
-        if tombstone && kind == Kind::Record {
-            kind = Kind::Tombstone;
-        }
-        set(TOMBSTONE, tombstone);
-        set(OP_ID, record.op_id != record.stamp);
-        set(REACH, record.reach != record.stamp);
-        set(EXPIRY, record.expires_at.is_some());
-        set(LINEAGE, !record.lineage.is_empty());
-        if let Content::Value(bytes, attributes) = &record.content {
-            check_len("the value", bytes.len(), MAX_VALUE_LEN)?;
-            check_len("the attributes", attributes.byte_len(), Attributes::MAX_LEN)?;
-            // An attribute may have no bytes: their number is bounded, too.
-            check_len("the attributes", attributes.0.len(), Attributes::MAX_LEN)?;
-            set(ATTRIBUTES, !attributes.is_empty());
-        }
-    }
-    let lineage = record.map_or(&[][..], |r| &r.lineage);
-    let mut out = Vec::with_capacity(HEAD_LEN + 104 + key.key.len() + 32 * lineage.len() + value.map_or(0, Bytes::len));
-    out.resize(HEAD_LEN, 0);
-    let stamp = |out: &mut Vec<u8>, stamp: Stamp| out.extend_from_slice(&stamp.to_bits().to_le_bytes());
-    out.extend_from_slice(&stored_at.0.to_le_bytes());
-    if flags & BALLOT != 0 {
-        stamp(&mut out, ballot);
-    }
-    if flags & PROMISED != 0 {
-        stamp(&mut out, promised);
-    }
-    if let Some(record) = record {
-        stamp(&mut out, record.stamp);
-        if flags & OP_ID != 0 {
-            stamp(&mut out, record.op_id);
-        }
-        if flags & REACH != 0 {
-            stamp(&mut out, record.reach);
-        }
-        if flags & EXPIRY != 0 {
-            out.extend_from_slice(&record.expires_at.0.to_le_bytes());
-        }
-    }
-    out.extend_from_slice(key.key);
-    let body_at = out.len();
-    if flags & LINEAGE != 0 {
-        check_len("the lineage", 32 * lineage.len(), 32 << 10)?;
-        out.extend_from_slice(&(lineage.len() as u16).to_le_bytes());
-        for ancestor in lineage {
-            stamp(&mut out, ancestor.op_id);
-            stamp(&mut out, ancestor.stamp);
-        }
-    }
-    if let Some(Record { content: Content::Value(bytes, attributes), .. }) = record {
-        if !attributes.is_empty() {
-            out.extend_from_slice(&(attributes.0.len() as u16).to_le_bytes());
-            for text in attributes.0.iter().flat_map(|(name, value)| [name, value]) {
-                out.extend_from_slice(&(text.len() as u16).to_le_bytes());
-                out.extend_from_slice(text.as_bytes());
-            }
-        }
-        out.extend_from_slice(bytes);
-    }
-    let len = out.len() as u32;
-    let head = Head {
-        len,
-        kind: kind as u8,
-        flags,
-        partition: key.partition,
-        key_len: key.key.len() as u16,
-        keyspace: key.keyspace,
-    };
-    seal(&mut out, &head);
-    Ok(Encoded { bytes: out, body_at, flags })
-}
-
-fn check_len(what: &'static str, len: usize, max: usize) -> Result<(), WriteError> {
-    if len > max { Err(WriteError::TooLarge { what, len, max }) } else { Ok(()) }
-}
 
 /// Fills in a head, with checksums that are not masked yet.
 fn seal(item: &mut [u8], head: &Head) {
@@ -435,8 +327,19 @@ impl<'a> Frame<'a> {
             });
         }
         let key = KeyRef { partition: head.partition, keyspace: head.keyspace, key: reader.take(head.key_len.into())? };
-        let mut frame = Self { key, change, stored_at, record, body: reader.0, flags };
-        let value_len = frame.body().value()?.len() as u32;
+        let mut frame = Self { key, change, stored_at, record, elsewhere: None, body: reader.0, flags };
+        let value_len = match has(ELSEWHERE) {
+            true => {
+                let value_len = reader.u32()?;
+                let (segment, offset, len) = (SegmentId(reader.u64()?), reader.u64()?, reader.u32()?);
+                if !reader.0.is_empty() || segment == SegmentId::NONE || frame.record.is_none() {
+                    return Err(Malformed);
+                }
+                (frame.elsewhere, frame.body) = (Some(Place { segment, offset, len }), &[]);
+                value_len
+            }
+            false => frame.body().value()?.len() as u32,
+        };
         match &mut frame.record {
             Some(record) if record.tombstone && value_len > 0 => return Err(Malformed),
             Some(record) => record.value_len = value_len,
@@ -523,6 +426,10 @@ impl<'a> Reader<'a> {
 
     fn u16(&mut self) -> Result<u16, Malformed> {
         self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        self.array().map(u32::from_le_bytes)
     }
 
     fn u64(&mut self) -> Result<u64, Malformed> {

@@ -182,6 +182,11 @@ impl Engine {
         (changed.position, changed.keys) = (moment.position, moment.keys);
         for (id, listing) in &mut changed.segments {
             listing.live = moment.live.get(id).copied().unwrap_or(0);
+            if listing.is_cold
+                && let Some(segment) = self.segments.get(*id)
+            {
+                listing.end = segment.written();
+            }
             if listing.is_behind(moment.position) && listing.end == 0 {
                 // It was cut off here when the log left it, which need not be durable.
                 listing.end = self.segments.get(*id).map_or(0, |segment| segment.written());
@@ -373,7 +378,11 @@ impl Engine {
     /// Takes out what is behind the position from which the log is replayed, and what neither tables nor the memtable refer to.
     fn take_dead(&self, manifest: &mut Manifest) -> Vec<SegmentId> {
         let position = manifest.position;
-        let is_unused = |id: &SegmentId| self.segments.get(*id).is_some_and(|segment| segment.live() == 0);
+        // Who holds one gives it up only after the index refers to it.
+        let is_unused = |id: &SegmentId| {
+            let segment = self.segments.get(*id);
+            segment.is_some_and(|s| !s.is_held() && s.live() == 0 && s.is_named_before(position))
+        };
         let dead = manifest
             .segments
             .extract_if(.., |id, listing| listing.is_behind(position) && listing.live == 0 && is_unused(id));

@@ -39,7 +39,7 @@ pub(crate) struct Listing {
     pub(crate) cut: u64,
     /// The header's, or higher where the engine was closed.
     pub(crate) synced_upto: u64,
-    /// The file was cut off here when nothing was to be appended any more; zero: it was not.
+    /// The file was cut off here when nothing was to be appended any more; zero: it was not. Of a cold one: it is synced up to here.
     pub(crate) end: u64,
     /// Before that the file is never shorter than this.
     pub(crate) least_len: u64,
@@ -57,6 +57,11 @@ impl From<&SegmentHeader> for Listing {
 }
 
 impl Listing {
+    /// Of a segment that is no part of the log.
+    pub(crate) fn cold(capacity: u64) -> Self {
+        Self { capacity, cut: u64::MAX, is_cold: true, ..Self::default() }
+    }
+
     /// Whether positions can be reckoned with it.
     pub(crate) fn is_sound(&self) -> bool {
         self.base < 1 << 62 && self.capacity < 1 << 40

@@ -17,7 +17,7 @@ use crate::log::Tail;
 use crate::manifest::{Listing, MANIFEST, Manifest};
 use crate::memtable::Memtable;
 use crate::options::Options;
-use crate::place::{SEGMENTS_DIR, SegmentId};
+use crate::place::{Position, SEGMENTS_DIR, SegmentId};
 use crate::references::Segments;
 use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
 use crate::room::{FIRST_ALLOCATION, Next};
@@ -90,6 +90,7 @@ impl Opened {
             view: &view,
             blocks: &block_cache(1 << 20),
             live: manifest.segments.iter().map(|(id, listing)| (*id, listing.live)).collect(),
+            staged_upto: BTreeMap::new(),
             keys: manifest.keys,
             position: manifest.position,
         };
@@ -113,11 +114,21 @@ impl Opened {
             return Err(error.into());
         }
         let (keys, live) = (replay.base.keys, std::mem::take(&mut replay.base.live));
+        let staged_upto = std::mem::take(&mut replay.base.staged_upto);
         let live = |id: SegmentId| live.get(&id).copied().unwrap_or(0);
         #[cfg(feature = "canary")]
         memtable.forget_votes();
         let Replay { end, torn_bytes, frames, rewritten, rewritten_frames, .. } = replay;
 
+        for (&id, &expected) in &staged_upto {
+            // One that is missing was reported.
+            let Some(Found { file, .. }) = found.get(&id) else { continue };
+            let len = file.len().map_err(OpenError::io(id.file_name()))?;
+            if len < expected {
+                let (file, kind, affected) = (id.file_name(), DamageKind::CutShort, Affected::Everything);
+                findings.add(Damage { file, offset: len, kind, expected, found: len, affected });
+            }
+        }
         let cut = end.min(synced_upto);
         // Near damage nothing is taken away.
         let is_whole = findings.count == 0;
@@ -137,9 +148,13 @@ impl Opened {
                 }
                 None => {
                     let len = file.len().map_err(OpenError::io(id.file_name()))?;
-                    if listing.end > 0 { listing.end } else { len }
+                    let end = if listing.end > 0 { listing.end } else { len };
+                    end.max(staged_upto.get(&id).copied().unwrap_or(0)).min(len)
                 }
             };
+            if let Some(listed) = manifest.segments.get_mut(&id).filter(|listed| listed.is_cold && is_whole) {
+                listed.end = written;
+            }
             if let Some(listed) = manifest.segments.get_mut(&id)
                 && replayed.contains_key(&id)
                 && is_whole
@@ -147,7 +162,10 @@ impl Opened {
                 listed.end = written;
             }
             let listing = Listing { live: live(id), ..*listing };
-            segments.insert(id, Arc::new(Segment::new(id, &listing, file.clone(), written)));
+            let segment = Segment::new(id, &listing, file.clone(), written);
+            // Whichever frames of the log name places in it: all that are there.
+            segment.name_at(Position(if listing.is_cold { end } else { 0 }));
+            segments.insert(id, Arc::new(segment));
         }
         let Tail { segment, .. } = &tail;
         segment.set_live(live(segment.id));

@@ -95,6 +95,8 @@ pub(crate) struct Base<'a> {
     pub(crate) blocks: &'a BlockCache,
     /// Bytes of each segment that the index refers to.
     pub(crate) live: BTreeMap<SegmentId, u64>,
+    /// Where the last record ends that a frame names in a segment for large ones: it is synced up to there.
+    pub(crate) staged_upto: BTreeMap<SegmentId, u64>,
     /// How many keys are held.
     pub(crate) keys: u64,
     /// The tables have everything up to here.
@@ -292,7 +294,7 @@ impl<'a> Replay<'a> {
 
     /// Carries a frame's change out.
     fn apply(&mut self, frame: &Frame<'_>, item: &[u8], place: Place) -> Result<(), Unfit> {
-        let Base { options, memtable, view, blocks, live, keys, .. } = &mut self.base;
+        let Base { options, memtable, view, blocks, live, keys, staged_upto, .. } = &mut self.base;
         let key: KeyRef<'_> = frame.key;
         let full = FullKey::new(key);
         let mut shard = memtable.lock(key.partition);
@@ -315,7 +317,14 @@ impl<'a> Replay<'a> {
             }
         }
         let old = indexed.register;
-        let place = options.place_of(place, frame.body().bytes.len());
+        let place = match frame.elsewhere {
+            Some(elsewhere) => {
+                let end = staged_upto.entry(elsewhere.segment).or_default();
+                *end = (*end).max(elsewhere.offset.saturating_add(elsewhere.len.into()));
+                elsewhere
+            }
+            None => options.place_of(place, frame.body().bytes.len()),
+        };
         let held = frame.record.map(|head| Held { head, place });
         indexed.apply(frame.change, held, frame.stored_at, place.is_inline().then(|| frame.body()));
         references::changes(&old, &indexed.register, |place, is_added| {

@@ -101,12 +101,57 @@ pub(crate) struct Segment {
     written: AtomicU64,
     /// Bytes of its frames that the index refers to.
     live: AtomicU64,
+    /// How many [`Hold`]s there are.
+    holds: AtomicU64,
+    /// The end of the last frame of the log that names a place in it.
+    named_upto: AtomicU64,
+}
+
+/// While there is one, the segment is not removed, whatever the index refers to: it is appended to, or something of it waits to be referred to.
+pub(crate) struct Hold(Arc<Segment>);
+
+impl Hold {
+    pub(crate) fn of(segment: &Arc<Segment>) -> Self {
+        segment.holds.fetch_add(1, Ordering::AcqRel);
+        Self(segment.clone())
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.0
+    }
+}
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Segment {
     pub(crate) fn new(id: SegmentId, listing: &Listing, file: Arc<dyn DiskFile>, written: u64) -> Self {
         let Listing { base, capacity, live, .. } = *listing;
-        Self { id, base, capacity, file, written: AtomicU64::new(written), live: AtomicU64::new(live) }
+        let (written, live) = (AtomicU64::new(written), AtomicU64::new(live));
+        Self { id, base, capacity, file, written, live, holds: AtomicU64::new(0), named_upto: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Acquire) > 0
+    }
+
+    /// A frame of the log that ends at a position names a place in it.
+    pub(crate) fn name_at(&self, position: Position) {
+        self.named_upto.fetch_max(position.0, Ordering::AcqRel);
+    }
+
+    /// Whether no frame of the log from a position on needs it.
+    pub(crate) fn is_named_before(&self, position: u64) -> bool {
+        self.named_upto.load(Ordering::Acquire) <= position
     }
 
     pub(crate) fn live(&self) -> u64 {

@@ -51,6 +51,10 @@ pub struct Stats {
     pub collected: u64,
     /// Bytes of live frames that were moved for it.
     pub moved_bytes: u64,
+    /// Large records staged since the engine was opened.
+    pub staged: u64,
+    /// Bytes of their frames.
+    pub staged_bytes: u64,
     /// Files that could not be removed; they go when the engine is opened again.
     pub unremoved: u64,
     /// Whether the disk was full when room was last made.

@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 use dunlin_protocol::register::{Change, Held, Register};
-use dunlin_protocol::{Content, KeyspaceId, Millis, Record};
+use dunlin_protocol::{KeyspaceId, Millis, Record, RecordHead};
 
 use crate::engine::{Engine, Entry, KeyRef, Updated, count};
 use crate::error::WriteError;
-use crate::frame;
+use crate::frame::{self, Encoded};
 use crate::full_key::FullKey;
 use crate::indexed::Indexed;
 use crate::log::Demand;
 use crate::place::{Place, Position};
+use crate::staging::Staged;
 use crate::view::Glance;
 
 /// What was found of a key below the memtable.
@@ -39,6 +40,31 @@ impl Engine {
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
+        self.update_with(key, record.map_or(Incoming::None, Incoming::Whole), stored_at, rule)
+    }
+
+    /// Like [`update`](Self::update), with a record that was [staged](Self::stage). Where the change takes none it becomes garbage.
+    ///
+    /// # Panics
+    /// Also if the record was staged for another key.
+    pub fn update_staged<R>(
+        &self,
+        key: KeyRef<'_>,
+        staged: Staged,
+        stored_at: Millis,
+        rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
+    ) -> Result<Updated<R>, WriteError> {
+        assert_eq!(staged.key, crate::table::key(key), "a record is staged for one key");
+        self.update_with(key, Incoming::Staged(&staged), stored_at, rule)
+    }
+
+    fn update_with<R>(
+        &self,
+        key: KeyRef<'_>,
+        record: Incoming<'_>,
+        stored_at: Millis,
+        rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
+    ) -> Result<Updated<R>, WriteError> {
         let mut wake = false;
         let updated = self.update_under_lock(key, record, stored_at, rule, &mut wake);
         if wake {
@@ -53,7 +79,7 @@ impl Engine {
     fn update_under_lock<R>(
         &self,
         key: KeyRef<'_>,
-        record: Option<&Record>,
+        record: Incoming<'_>,
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
         wake: &mut bool,
@@ -96,23 +122,29 @@ impl Engine {
                 entry.position = self.shown_position(&entry);
                 return Ok(Updated { reply, entry });
             };
-            let record = record.filter(|_| change.takes_record());
+            let head = record.head().filter(|_| change.takes_record());
             // What could not be replayed must not reach the log.
-            assert!(record.is_some() || !change.takes_record(), "a change that takes a record comes with one");
+            assert!(head.is_some() || !change.takes_record(), "a change that takes a record comes with one");
             if let Change::Commit { ballot } = change {
                 let pending = entry.register.pending.map(|(pending, _)| pending);
                 assert_eq!(pending, Some(ballot), "a commit by name finds its pending");
             }
-            let mut frame = frame::encode(key, &change, record, stored_at)?;
-            let demand = demand(key, &change, record);
+            let mut frame = record.encode(key, &change, stored_at)?;
+            let demand = demand(key, &change, head);
             self.check_memory(demand.is_exempt)?;
             let (place, position) = self.log.append(&mut frame.bytes, demand, wake)?;
             let old = entry.register;
-            let place = self.options.place_of(place, frame.body().bytes.len());
-            let held = record.map(|record| Held { head: record.head(), place });
+            let place = match record {
+                Incoming::Staged(staged) => {
+                    staged.hold.segment().name_at(position);
+                    staged.place
+                }
+                _ => self.options.place_of(place, frame.body().bytes.len()),
+            };
+            let held = head.map(|head| Held { head, place });
             indexed.apply(change, held, stored_at, held.is_some_and(|h| h.place.is_inline()).then(|| frame.body()));
             entry = Entry { register: indexed.register, position };
-            let mut body = Vec::with_capacity(96 + place.len as usize);
+            let mut body = Vec::with_capacity(96 + if place.is_inline() { place.len as usize } else { 0 });
             indexed.encode(&mut body);
             self.segments.account(&old, &entry.register);
             self.count_key(&old, &entry.register);
@@ -123,11 +155,39 @@ impl Engine {
     }
 }
 
+/// The record that comes with a change.
+#[derive(Clone, Copy)]
+enum Incoming<'a> {
+    None,
+    Whole(&'a Record),
+    Staged(&'a Staged),
+}
+
+impl Incoming<'_> {
+    fn head(&self) -> Option<RecordHead> {
+        match self {
+            Self::None => None,
+            Self::Whole(record) => Some(record.head()),
+            Self::Staged(staged) => Some(staged.head),
+        }
+    }
+
+    fn encode(&self, key: KeyRef<'_>, change: &Change, stored_at: Millis) -> Result<Encoded, WriteError> {
+        match self {
+            Self::Staged(staged) if change.takes_record() => {
+                frame::encode_elsewhere(key, change, staged.head, staged.place, stored_at)
+            }
+            Self::Whole(record) => frame::encode(key, change, Some(record), stored_at),
+            Self::None | Self::Staged(_) => frame::encode(key, change, None, stored_at),
+        }
+    }
+}
+
 /// Promises and accepts are synced always. They, whatever ends something, and the cluster's own keys go on while the reserve lasts.
-fn demand(key: KeyRef<'_>, change: &Change, record: Option<&Record>) -> Demand {
+fn demand(key: KeyRef<'_>, change: &Change, record: Option<RecordHead>) -> Demand {
     let ends = match change {
         Change::Promise { .. } | Change::Commit { .. } | Change::Forget | Change::Purge => true,
-        Change::Accept { .. } | Change::Store { .. } => record.is_none_or(|r| r.content == Content::Tombstone),
+        Change::Accept { .. } | Change::Store { .. } => record.is_none_or(|record| record.tombstone),
     };
     Demand {
         is_exempt: ends || key.keyspace == KeyspaceId::SYSTEM,

@@ -1,4 +1,4 @@
-use dunlin_protocol::Ballot;
+use dunlin_protocol::{Ballot, Record};
 use proptest::prelude::*;
 
 use super::*;

@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) maintained: u64,
     pub(crate) collected: u64,
     pub(crate) refused_upkeep: u64,
+    /// Records that were staged.
+    pub(crate) staged: u64,
     has_failed: bool,
 }
 
@@ -64,6 +66,7 @@ impl World {
             maintained: 0,
             collected: 0,
             refused_upkeep: 0,
+            staged: 0,
             has_failed: false,
         }
     }
@@ -115,7 +118,29 @@ impl World {
             17..=19 => return self.maintain(),
             _ => return self.write(),
         };
-        match engine.update(key_ref(&key), record.as_ref(), Millis(self.clock), |_| ((), Some(change))) {
+        let is_staged = record.is_some() && self.random.below(4) == 0;
+        let updated = match &record {
+            Some(record) if is_staged => match engine.stage(&[(key_ref(&key), record)]) {
+                Ok(mut staged) => {
+                    self.staged += 1;
+                    let staged = staged.pop().expect("as many as were given");
+                    // Some come to nothing.
+                    if self.random.below(6) == 0 {
+                        return;
+                    }
+                    // Others come late.
+                    if self.random.below(3) == 0 {
+                        self.maintain();
+                    }
+                    let Some(engine) = &self.engine else { return };
+                    engine.update_staged(key_ref(&key), staged, Millis(self.clock), |_| ((), Some(change)))
+                }
+                Err(WriteError::Io { .. } | WriteError::Poisoned) => return self.write(),
+                Err(error) => Err(error),
+            },
+            record => engine.update(key_ref(&key), record.as_ref(), Millis(self.clock), |_| ((), Some(change))),
+        };
+        match updated {
             Ok(updated) => {
                 let position = updated.entry.position;
                 let must_sync = matches!(change, Change::Promise { .. } | Change::Accept { .. });
@@ -349,12 +374,12 @@ fn apply(state: &mut State, number: usize, operation: &Operation) {
 }
 
 /// Runs, stops at the `stop`th operation of the disk, crashes, recovers, goes on, and crashes again.
-fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64)) -> bool {
+fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64, u64)) -> bool {
     let mut world = World::new(seed, options, format!("seed {seed}, {:?}, stop {stop}", options.sync));
     world.disk.stop_at(stop);
     world.run(STEPS);
     let stopped = world.disk.is_stopped();
-    *upkeep = (upkeep.0 + world.maintained, upkeep.1 + world.collected);
+    *upkeep = (upkeep.0 + world.maintained, upkeep.1 + world.collected, upkeep.2 + world.staged);
     match stop % 3 {
         0 => world.crash_twice(stop, 1 + seed.wrapping_mul(stop) % 25),
         _ => world.crash(stop),
@@ -369,7 +394,7 @@ const STEPS: usize = 130;
 
 #[test]
 fn every_stop_of_every_run() {
-    let (mut runs, mut upkeep) = (0, (0, 0));
+    let (mut runs, mut upkeep) = (0, (0, 0, 0));
     for seed in 0..4 {
         let sync = if seed % 3 == 2 { Sync::Never } else { Sync::Always };
         let options = Options { sync, ..TINY };
@@ -380,7 +405,7 @@ fn every_stop_of_every_run() {
         runs += stop;
     }
     println!("{runs} runs");
-    let (maintained, collected) = upkeep;
-    println!("{maintained} steps of upkeep, {collected} segments collected");
-    assert!(runs > 800 && maintained > runs && collected > runs / 4, "too few to prove anything");
+    let (maintained, collected, staged) = upkeep;
+    println!("{maintained} steps of upkeep, {collected} segments collected, {staged} records staged");
+    assert!(runs > 800 && maintained > runs && collected > runs / 4 && staged > runs, "too few to prove anything");
 }

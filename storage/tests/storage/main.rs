@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod fixture;
 mod rot;
+mod staging;
 mod support;
 mod tables;
 mod threads;

@@ -1,0 +1,177 @@
+//! Large records in segments of their own.
+
+use std::sync::Arc;
+
+use dunlin_protocol::register::Change;
+use dunlin_protocol::{Ballot, Millis, Record};
+use dunlin_storage::{Engine, KeyRef, MemoryDisk, Options, Place, Position, Staged, WriteError, verify};
+
+use crate::support::{TINY, flush, key, look, maintain, record, stamp, store, value};
+
+/// Segments in which a few large records have room.
+const ROOMY: Options = Options { segment_bytes: 16 << 10, pending_limit_bytes: 8 << 10, ..TINY };
+
+fn open(disk: &MemoryDisk) -> Engine {
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), ROOMY).expect("opens");
+    assert_eq!(recovery.damaged, []);
+    engine
+}
+
+fn stage(engine: &Engine, key: KeyRef<'_>, record: &Record) -> Result<Staged, WriteError> {
+    Ok(engine.stage(&[(key, record)])?.pop().expect("as many as were given"))
+}
+
+fn refer(engine: &Engine, key: KeyRef<'_>, staged: Staged, change: Change) -> Position {
+    engine.update_staged(key, staged, Millis(1), |_| ((), Some(change))).expect("updates").entry.position
+}
+
+const STORE: Change = Change::Store { ballot: Ballot::ZERO };
+
+fn segments(disk: &MemoryDisk) -> usize {
+    use dunlin_storage::Disk;
+    disk.list("segments").expect("lists").len()
+}
+
+#[test]
+fn a_large_record_is_written_once_and_the_log_names_its_place() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"large");
+    let staged = stage(&engine, at, &record(5, [7; 6000])).expect("stages");
+    assert!(look(&engine, at).register.is_absent() && engine.end() == engine.durable_upto(), "nobody knows of it yet");
+    let before = engine.end().get();
+    let position = refer(&engine, at, staged, STORE);
+    assert!(position.get() - before < 300, "the log does not carry it");
+    assert_eq!(value(&engine, at), Some(vec![7; 6000]), "also before the log is written");
+    flush(&engine);
+    for _ in 0..2 {
+        let engine = open(&disk);
+        assert_eq!(value(&engine, at), Some(vec![7; 6000]), "from the log");
+    }
+    let engine = open(&disk);
+    maintain(&engine);
+    engine.close().expect("closes");
+    assert_eq!(value(&open(&disk), at), Some(vec![7; 6000]), "from a table");
+    assert_eq!(verify(&disk).expect("verifies").damaged, []);
+}
+
+#[test]
+fn accepts_and_commits_refer_to_what_was_staged() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let (at, ballot) = (key(2, b"serial"), stamp(9));
+    let staged = stage(&engine, at, &record(8, [3; 5000])).expect("stages");
+    refer(&engine, at, staged, Change::Accept { ballot, promised: ballot });
+    flush(&engine);
+    let engine = open(&disk);
+    let (pending, held) = look(&engine, at).register.pending.expect("a pending");
+    assert_eq!((pending, held.head.value_len), (ballot, 5000));
+    engine.update(at, None, Millis(2), |_| ((), Some(Change::Commit { ballot }))).expect("commits");
+    assert_eq!(value(&engine, at), Some(vec![3; 5000]));
+}
+
+#[test]
+fn what_nothing_refers_to_goes_and_what_is_held_stays() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"kept");
+    // Of each segment most dies at once; one record waits for its reference all the while.
+    let waiting = stage(&engine, at, &record(1, [1; 3000])).expect("stages");
+    for n in 2..60u64 {
+        let other = key(0, b"other");
+        let staged = stage(&engine, other, &record(n, vec![n as u8; 3000])).expect("stages");
+        match n % 4 {
+            0 => drop(staged),
+            _ => drop(refer(&engine, other, staged, STORE)),
+        }
+        flush(&engine);
+        maintain(&engine);
+    }
+    assert!(segments(&disk) < 8, "{} segments", segments(&disk));
+    refer(&engine, at, waiting, STORE);
+    flush(&engine);
+    maintain(&engine);
+    let check = |engine: &Engine| {
+        assert_eq!(value(engine, at), Some(vec![1; 3000]));
+        assert_eq!(value(engine, key(0, b"other")), Some(vec![59; 3000]));
+    };
+    check(&engine);
+    drop(engine);
+    disk.crash(3);
+    check(&open(&disk));
+}
+
+/// A flush must not remove a segment because of what died since: that is not durable, and the log behind the flush names it.
+#[test]
+fn a_segment_stays_while_the_log_names_it() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"a");
+    let staged = stage(&engine, at, &record(2, [2; 9000])).expect("stages");
+    drop(stage(&engine, at, &record(4, [4; 12_000])).expect("stages in the next segment"));
+    for n in 0..12u8 {
+        store(&engine, key(0, &[n]), &record(1, [n; 40])).expect("stores");
+    }
+    flush(&engine);
+    assert!(engine.maintain(1).expect("freezes, and begins to flush"));
+    refer(&engine, at, staged, STORE);
+    flush(&engine);
+    store(&engine, at, &record(3, [3; 10])).expect("stores, in memory only");
+    while engine.stats().flushes == 0 {
+        assert!(engine.maintain(1).expect("maintains"));
+    }
+    drop(engine);
+    disk.crash(1);
+    assert_eq!(value(&open(&disk), at), Some(vec![2; 9000]));
+}
+
+#[test]
+fn a_place_beyond_the_files_end_is_damage() {
+    use dunlin_storage::Disk;
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"a");
+    let staged = stage(&engine, at, &record(2, [2; 9000])).expect("stages");
+    refer(&engine, at, staged, STORE);
+    flush(&engine);
+    let place: Place = look(&engine, at).register.record.expect("held").place;
+    drop(engine);
+    let name = place.segment().expect("in a segment").file_name();
+    disk.open(&name).expect("opens").truncate(4000).expect("cuts");
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), ROOMY).expect("opens");
+    assert!(recovery.damaged.iter().any(|damage| damage.file == name), "{:?}", recovery.damaged);
+    assert!(engine.suspect_partitions().contains(at.partition));
+}
+
+#[test]
+fn a_full_disk_refuses_to_stage_and_nothing_else_is_harmed() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"a");
+    store(&engine, at, &record(1, [1; 300])).expect("stores");
+    flush(&engine);
+    for room in (0..12_000).step_by(500) {
+        disk.set_capacity(Some(disk.used() + room));
+        let staged = stage(&engine, at, &record(2, [2; 9000]));
+        assert_eq!(staged.is_ok(), room >= 9500, "{room}");
+        if let Err(error) = staged {
+            assert!(matches!(error, WriteError::DiskFull), "{error}");
+        }
+        disk.set_capacity(None);
+        assert!(!engine.is_poisoned());
+    }
+    assert_eq!(value(&engine, at), Some(vec![1; 300]));
+    let staged = stage(&engine, at, &record(3, [3; 9000])).expect("there is room again");
+    refer(&engine, at, staged, STORE);
+    flush(&engine);
+    maintain(&engine);
+    assert_eq!(value(&open(&disk), at), Some(vec![3; 9000]));
+}
+
+#[test]
+#[should_panic(expected = "staged for one key")]
+fn a_record_is_staged_for_one_key() {
+    let engine = open(&MemoryDisk::new());
+    let staged = stage(&engine, key(1, b"a"), &record(1, [1; 300])).expect("stages");
+    refer(&engine, key(1, b"b"), staged, STORE);
+}
