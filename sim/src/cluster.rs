@@ -81,6 +81,9 @@ pub(crate) struct Host {
     /// Its data directory's id, which lives as long as the disk.
     data: DataId,
     random: Random,
+    options: Options,
+    /// What the engines of earlier lives did.
+    upkeep: Upkeep,
     /// How often it has started or stopped: what was planned for an earlier life does not happen.
     pub(crate) life: u32,
     pub(crate) peers: BTreeMap<NodeId, ConnectionId>,
@@ -111,8 +114,11 @@ impl Host {
     pub(crate) fn new(id: NodeId, founding: Topology, mut random: Random) -> Self {
         let clock = WallClock::new(&mut random);
         let sync_time = random.duration(Duration::from_micros(50), Duration::from_millis(4));
+        let options = engine_options(&mut random.fork("engine", 0));
         Self {
             id,
+            options,
+            upkeep: Upkeep::default(),
             disk: Arc::new(MemoryDisk::new()),
             data: DataId(u128::from(random.next()) << 1 | 1),
             clock,
@@ -159,7 +165,7 @@ impl Host {
             Some(bytes) => decode_topology(&bytes)?,
             None => self.founding.clone(),
         };
-        let (engine, recovery) = Engine::open(disk, small_segments())?;
+        let (engine, recovery) = Engine::open(disk, self.options)?;
         let engine = Arc::new(engine);
         let suspects = engine.suspect_partitions();
         self.damage = (!suspects.is_empty()).then(|| format!("{:?}", recovery.damaged));
@@ -184,6 +190,7 @@ impl Host {
         self.life += 1;
         self.peers.clear();
         let Some(running) = self.running.take() else { return };
+        self.upkeep.add(&running.engine);
         if self.random.chance(0.5) {
             // The log's last batch was on its way: written in part, and not synced.
             self.disk.stop_at(self.disk.operations() + self.random.between(1, 3));
@@ -195,6 +202,20 @@ impl Host {
             true => self.disk.crash(self.random.next()),
             false => self.disk.kill(),
         }
+    }
+
+    /// What the engines of all its lives did.
+    pub(crate) fn upkeep(&self) -> Upkeep {
+        let mut upkeep = self.upkeep;
+        if let Some(running) = &self.running {
+            upkeep.add(&running.engine);
+        }
+        upkeep
+    }
+
+    /// A bit flips; whether there was one.
+    pub(crate) fn rot(&mut self) -> bool {
+        flip_a_bit(&self.disk, &mut self.random)
     }
 
     /// Leaves the disk no more than a few writes.
@@ -292,18 +313,68 @@ pub(crate) enum StartError {
     Topology(#[from] dunlin_membership::TopologyError),
 }
 
-/// Small segments, so that a run goes through many.
-pub(crate) fn small_segments() -> Options {
+/// Small segments, memtables and tables, so that a run goes through many; with some nodes every value lies in a segment, so that there is something to
+/// collect.
+pub(crate) fn engine_options(random: &mut Random) -> Options {
+    let segment_bytes = random.weighted(&[(1, 8 << 10), (1, 32 << 10)]);
     Options {
-        segment_bytes: 32 << 10,
+        segment_bytes,
         pending_limit_bytes: 32 << 10,
         disk_reserve_bytes: 8 << 10,
         shards: 4,
-        inline_bytes: 64,
-        memtable_bytes: 16 << 10,
-        table_bytes: 16 << 10,
+        inline_bytes: random.weighted(&[(1, 0), (1, 64)]),
+        memtable_bytes: random.weighted(&[(1, 2 << 10), (1, 16 << 10)]),
+        table_bytes: random.weighted(&[(1, 1 << 10), (1, 16 << 10)]),
         cache_bytes: 64 << 10,
         ..Options::default()
+    }
+}
+
+/// Flips a bit of what nobody writes to any more: tables, and all segments but the last few, which are written to, or made ahead. Whether there was
+/// something.
+pub(crate) fn flip_a_bit(disk: &MemoryDisk, random: &mut Random) -> bool {
+    const WRITTEN_TO: usize = 4;
+    let names = disk.names();
+    let of = |dir: &str| names.iter().filter(|name| name.starts_with(dir)).collect::<Vec<_>>();
+    let (mut sealed, tables) = (of("segments/"), of("tables/"));
+    sealed.truncate(sealed.len().saturating_sub(WRITTEN_TO));
+    let at_rest = if sealed.is_empty() || random.chance(0.5) { tables } else { sealed };
+    if at_rest.is_empty() {
+        return false;
+    }
+    let name = at_rest[random.index(at_rest.len())];
+    let bits = disk.contents(name).map_or(0, |bytes| 8 * bytes.len() as u64);
+    if bits > 0 {
+        disk.flip_bit(name, random.below(bits));
+    }
+    bits > 0
+}
+
+/// What the engines of a run did in the background.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Upkeep {
+    pub(crate) flushes: u64,
+    pub(crate) merges: u64,
+    pub(crate) collected: u64,
+}
+
+impl std::iter::Sum for Upkeep {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            flushes: sum.flushes + one.flushes,
+            merges: sum.merges + one.merges,
+            collected: sum.collected + one.collected,
+        })
+    }
+}
+
+impl Upkeep {
+    /// Adds what an engine did in its life.
+    pub(crate) fn add(&mut self, engine: &Engine) {
+        let stats = engine.stats();
+        self.flushes += stats.flushes;
+        self.merges += stats.merges;
+        self.collected += stats.collected;
     }
 }
 
@@ -316,7 +387,9 @@ pub(crate) struct Holding {
 }
 
 pub(crate) fn held(engine: &Engine, key: KeyRef<'_>) -> Holding {
-    let register = engine.entry(key).expect("a simulated disk without damage").register;
+    // A disk on which it has rotted has nothing of it that counts.
+    let Ok(entry) = engine.entry(key) else { return Holding::default() };
+    let register = entry.register;
     let head = register.pending.map_or(register.head(), |(_, held)| held.head);
     Holding { stamp: head.stamp, deleted: head.tombstone }
 }

@@ -30,6 +30,18 @@ pub(crate) enum Kind {
     FailingDisk { node: usize },
     /// A node's disk is full.
     FullDisk { node: usize },
+    /// A bit of what lies at rest on a node's disk flips.
+    Rot { node: usize },
+}
+
+impl Kind {
+    /// The node whose disk it may keep from working.
+    pub(crate) fn failing_disk_of(&self) -> Option<usize> {
+        match self {
+            Self::FailingDisk { node } | Self::FullDisk { node } => Some(*node),
+            _ => None,
+        }
+    }
 }
 
 /// A fault, from when to when.
@@ -53,14 +65,16 @@ pub(crate) const FIRST: Tick = Tick(3_000_000_000);
 pub(crate) const HEALED: Tick = Tick(46_000_000_000);
 /// The clients make their last writes, all of which must succeed.
 pub(crate) const FINAL: Tick = Tick(53_000_000_000);
+/// The most faults of a seed, without the rot that some have besides.
+const MOST_DRAWN: usize = 14;
 /// The most faults of a seed.
-pub(crate) const MOST: usize = 14;
+pub(crate) const MOST: usize = MOST_DRAWN + 1;
 /// The fewest faults that must have hit traffic.
 pub(crate) const FEWEST_HITS: usize = 5;
 
 /// The faults of a seed, in order of their beginning. They may overlap.
 pub(crate) fn schedule(nodes: usize, clients: usize, random: &mut Random) -> Vec<Fault> {
-    let count = random.between(9, MOST as u64);
+    let count = random.between(9, MOST_DRAWN as u64);
     // Some seeds are about one thing, so that it happens often and in combination with itself.
     let favourite = random.chance(0.4).then(|| random.below(10));
     let slot = (HEALED.0 - FIRST.0) / count;
@@ -84,6 +98,13 @@ pub(crate) fn schedule(nodes: usize, clients: usize, random: &mut Random) -> Vec
             Fault { begins, ends: (begins + length).min(HEALED), kind }
         })
         .collect();
+    // At most one: what is suspect stays so, and two of three replicas must be left.
+    let mut rot = random.fork("rot", 0);
+    if rot.chance(0.3) {
+        let begins = Tick(FIRST.0 + rot.below(HEALED.0 - FIRST.0 - 1_000_000));
+        let kind = Kind::Rot { node: rot.index(nodes) };
+        faults.push(Fault { begins, ends: begins + Duration::from_millis(1), kind });
+    }
     faults.sort_by_key(|fault| fault.begins);
     faults
 }

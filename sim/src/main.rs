@@ -229,6 +229,9 @@ fn counts_json(counts: &Counts) -> serde_json::Value {
         "repaired": counts.repaired,
         "faults": counts.faults,
         "messages_lost": counts.dropped,
+        "flushes": counts.flushes,
+        "merges": counts.merges,
+        "collected": counts.collected,
         "undecided": counts.undecided,
     })
 }

@@ -6,8 +6,8 @@ use dunlin_protocol::{Action, Condition, Level, Mutation, OpId, Outcome, Stamp, 
 
 use crate::checker;
 use crate::client::Finished;
-use crate::cluster::Holding;
-use crate::faults::FEWEST_HITS;
+use crate::cluster::{Holding, Upkeep};
+use crate::faults::{FEWEST_HITS, Kind};
 use crate::history::{Call, Ending, Event, Expect, History, Promise, Reply, Value};
 use crate::world::{AUDIT, Run};
 
@@ -39,6 +39,12 @@ pub struct Counts {
     pub faults: u64,
     /// Messages that never arrived.
     pub dropped: u64,
+    /// Memtables flushed by all engines.
+    pub flushes: u64,
+    /// Merges of tables.
+    pub merges: u64,
+    /// Segments collected.
+    pub collected: u64,
     /// Keys of which the checker could not tell whether an order explains their history; their plain promises hold.
     pub undecided: u64,
 }
@@ -56,6 +62,9 @@ impl std::ops::AddAssign for Counts {
         self.repaired += other.repaired;
         self.faults += other.faults;
         self.dropped += other.dropped;
+        self.flushes += other.flushes;
+        self.merges += other.merges;
+        self.collected += other.collected;
         self.undecided += other.undecided;
     }
 }
@@ -63,12 +72,12 @@ impl std::ops::AddAssign for Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { operations, acknowledged, cas_won, cas_lost, unknown, refused, .. } = self;
-        let Self { taken_over, resolved, repaired, faults, dropped, undecided, .. } = self;
+        let Self { taken_over, resolved, repaired, faults, dropped, flushes, merges, collected, undecided, .. } = self;
         write!(
             f,
             "{operations} operations: {acknowledged} acknowledged, {unknown} unknown, {refused} refused; cas {cas_won} won, \
              {cas_lost} lost; {taken_over} taken over, {resolved} resolved by asking, {repaired} repairs; \
-             {faults} faults, {dropped} messages lost"
+             {faults} faults, {dropped} messages lost; {flushes} flushes, {merges} merges, {collected} segments collected"
         )?;
         match undecided {
             0 => Ok(()),
@@ -153,6 +162,8 @@ fn is_acknowledged(status: Status) -> bool {
 
 fn count(run: &Run) -> Counts {
     let mut counts = Counts { repaired: run.installs, dropped: run.traffic.dropped, ..Counts::default() };
+    let Upkeep { flushes, merges, collected } = run.upkeep;
+    (counts.flushes, counts.merges, counts.collected) = (flushes, merges, collected);
     counts.faults = run.faults.iter().filter(|(_, hits)| *hits > 0).count() as u64;
     counts.operations = (run.finished.len() + run.unfinished) as u64;
     for finished in &run.finished {
@@ -174,8 +185,13 @@ fn promised_success(run: &Run, fail: &mut impl FnMut(String)) {
     if run.unfinished > 0 {
         fail(format!("{} operations never came to an end", run.unfinished));
     }
+    let has_rotted = run.faults.iter().any(|(fault, hits)| matches!(fault.kind, Kind::Rot { .. }) && *hits > 0);
     for finished in run.finished.iter().filter(|f| f.must_succeed) {
         let status = finished.outcome.status;
+        // A replica that may have lost something does not answer, and all were asked for.
+        if has_rotted && status == Status::Suspect && finished.intent.level == Level::All {
+            continue;
+        }
         if !is_acknowledged(status) || status == Status::NotApplied {
             let seconds = finished.invoked.0 as f64 / 1e9;
             let action = &finished.intent.action;
@@ -189,7 +205,9 @@ fn promised_success(run: &Run, fail: &mut impl FnMut(String)) {
 /// been committed anywhere, and only records are repaired.)
 fn convergence(run: &Run, fail: &mut impl FnMut(String)) {
     for (number, (key, replicas)) in run.keys.iter().zip(&run.replicas).enumerate() {
-        let is_look = |f: &&Finished| f.must_succeed && f.intent.key == number && f.invoked >= AUDIT;
+        let is_look = |f: &&Finished| {
+            f.must_succeed && f.intent.key == number && f.invoked >= AUDIT && is_acknowledged(f.outcome.status)
+        };
         let last = run.finished.iter().filter(is_look).max_by_key(|f| f.returned);
         let version = last.map_or(Stamp::ZERO, |f| f.outcome.version);
         // The client library tells no version where there is no value.

@@ -15,7 +15,7 @@ use dunlin_storage::{Engine, KeyRef};
 
 use crate::agenda::{Agenda, Event};
 use crate::client::{Around, Client, Finished};
-use crate::cluster::{After, Holding, Host, REPLICAS, Said, founding, held, holds_plain};
+use crate::cluster::{After, Holding, Host, REPLICAS, Said, Upkeep, founding, held, holds_plain};
 use crate::faults::{FINAL, Fault, HEALED, Kind, MOST, schedule};
 use crate::network::{ConnectionId, End, Network, Traffic, other};
 use crate::random::Random;
@@ -48,6 +48,8 @@ pub(crate) struct Run {
     pub(crate) installs: u64,
     /// For each key, the newest that each of its replicas held when all was over.
     pub(crate) replicas: Vec<Vec<(NodeId, Holding)>>,
+    /// What all engines together did in the background.
+    pub(crate) upkeep: Upkeep,
     /// What should never happen to a node.
     pub(crate) mishaps: Vec<String>,
     pub(crate) trace: Trace,
@@ -150,6 +152,7 @@ impl World {
             manner: format!("{:?}", self.network.manner()).to_lowercase(),
             installs: self.installs,
             replicas,
+            upkeep: self.hosts.iter().map(Host::upkeep).sum(),
             keys: self.keys,
             finished: self.finished,
             mishaps: self.mishaps,
@@ -315,10 +318,7 @@ impl World {
         self.note("start", &[node as u64], || format!("n{node}"));
         if let Err(error) = self.hosts[node].start() {
             let now = self.agenda.now();
-            let is_to_blame = |f: &Fault| match f.kind {
-                Kind::FullDisk { node: at } | Kind::FailingDisk { node: at } => at == node && f.begins <= now,
-                _ => false,
-            };
+            let is_to_blame = |f: &Fault| f.kind.failing_disk_of() == Some(node) && f.begins <= now;
             if now < HEALED && self.faults.iter().any(is_to_blame) {
                 self.trace.remark(now, || format!("n{node} does not start: {error}"));
                 // Somebody will look after the disk, and try again.
@@ -332,7 +332,10 @@ impl World {
             ));
             return;
         }
-        if let Some(damage) = self.hosts[node].damage.take() {
+        let has_rotted = |f: &Fault| f.kind == Kind::Rot { node } && f.begins <= self.agenda.now();
+        if let Some(damage) = self.hosts[node].damage.take()
+            && !self.faults.iter().any(has_rotted)
+        {
             let at = seconds(self.agenda.now());
             self.mishaps.push(format!("{at:.3} s: node {} finds damage after a crash: {damage}", node + 1));
         }

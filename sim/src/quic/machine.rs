@@ -13,11 +13,11 @@ use dunlin_node::transport::tls::NodeTls;
 use dunlin_node::transport::{Socket, TransportSettings};
 use dunlin_node::{Environment, Probe, Server, WriterPlace};
 use dunlin_protocol::{DataId, NodeId};
-use dunlin_storage::{Engine, MemoryDisk};
+use dunlin_storage::{Engine, MemoryDisk, Options};
 
 use super::air::address_of;
 use super::socket::{SharedAir, SimulatedSocket, lock, now};
-use crate::cluster::{REPLICAS, WallClock, small_segments};
+use crate::cluster::{REPLICAS, Upkeep, WallClock, engine_options, flip_a_bit};
 use crate::random::Random;
 
 pub(super) struct Machine {
@@ -41,6 +41,9 @@ pub(super) struct Machine {
     damage: RefCell<Option<String>>,
     /// Repairs of earlier lives.
     repairs: Cell<u64>,
+    options: Options,
+    /// What the engines of earlier lives did.
+    upkeep: Cell<Upkeep>,
 }
 
 impl Machine {
@@ -55,6 +58,8 @@ impl Machine {
             write_time: random.duration(Duration::from_micros(50), Duration::from_millis(4)),
             slow_disk: Cell::new(Duration::ZERO),
             delay: Cell::new(random.millis(0, 300)),
+            options: engine_options(&mut random.fork("engine", 0)),
+            upkeep: Cell::new(Upkeep::default()),
             random: RefCell::new(random),
             probe: RefCell::new(None),
             refused: RefCell::new(None),
@@ -80,6 +85,20 @@ impl Machine {
     /// Records that were installed by repair, in all lives.
     pub(super) fn repairs(&self) -> u64 {
         self.repairs.get() + self.probe.borrow().as_ref().map_or(0, Probe::repairs)
+    }
+
+    /// What the engines of all lives did.
+    pub(super) fn upkeep(&self) -> Upkeep {
+        let mut upkeep = self.upkeep.get();
+        if let Some(engine) = self.engine() {
+            upkeep.add(&engine);
+        }
+        upkeep
+    }
+
+    /// A bit flips; whether there was one.
+    pub(super) fn rot(&self) -> bool {
+        flip_a_bit(&self.disk, &mut self.random.borrow_mut())
     }
 
     /// Why the node did not start; told once.
@@ -118,6 +137,7 @@ impl Machine {
     pub(super) fn before_crash(&self) -> Option<Arc<Engine>> {
         let engine = self.engine();
         self.repairs.set(self.repairs());
+        self.upkeep.set(self.upkeep());
         *self.probe.borrow_mut() = None;
         engine
     }
@@ -150,7 +170,7 @@ impl Machine {
             founders: self.founders.clone(),
             replication: REPLICAS,
             tls: TlsSection { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },
-            storage: small_segments(),
+            storage: self.options,
             network: TransportSettings { rng_seed: Some(rng_seed), ..TransportSettings::default() },
             shutdown: Duration::ZERO,
         }

@@ -215,7 +215,9 @@ impl Stage<'_> {
                 }
                 let delay = self.random.millis(100, 1_500);
                 self.fail(fault, node, delay, "its log could not be written");
-            } else if let Some(damage) = machine.take_damage() {
+            } else if let Some(damage) = machine.take_damage()
+                && !self.faults.iter().any(|fault| fault.kind == Kind::Rot { node } && fault.begins <= self.now())
+            {
                 let at = seconds(self.now());
                 self.mishaps.push(format!("{at:.3} s: node {} finds damage after a crash: {damage}", node + 1));
             }
@@ -225,10 +227,7 @@ impl Stage<'_> {
     /// The last fault that may be why a node's disk fails.
     fn disk_fault_of(&self, node: usize) -> Option<usize> {
         let now = self.now();
-        self.faults.iter().rposition(|fault| match fault.kind {
-            Kind::FailingDisk { node: at } | Kind::FullDisk { node: at } => at == node && fault.begins <= now,
-            _ => false,
-        })
+        self.faults.iter().rposition(|fault| fault.kind.failing_disk_of() == Some(node) && fault.begins <= now)
     }
 
     fn fail(&mut self, fault: Option<usize>, node: usize, delay: Duration, why: &str) {
@@ -319,6 +318,11 @@ impl Stage<'_> {
             Kind::SlowDisk { node, by } => self.machines[*node].slow_disk(*by),
             Kind::FailingDisk { node } => self.machines[*node].disk().fail_sync(1),
             Kind::FullDisk { node } => self.machines[*node].fill_disk(),
+            Kind::Rot { node } => {
+                if self.machines[*node].rot() {
+                    air.hit(number, 1);
+                }
+            }
         }
     }
 
@@ -341,6 +345,7 @@ impl Stage<'_> {
         let placement = Placement::new(topology.into());
         let replicas: Vec<_> = keys.iter().map(|key| self.replicas_of(&placement, key)).collect();
         let Self { sim, air, machines, faults, mishaps, .. } = self;
+        let upkeep = machines.iter().map(|machine| machine.upkeep()).sum();
         let installs = machines.iter().map(|machine| machine.repairs()).sum();
         let finished = record.finished.take();
         let unfinished = record.unfinished.get();
@@ -366,6 +371,7 @@ impl Stage<'_> {
             traffic: air.traffic(),
             installs,
             replicas,
+            upkeep,
             mishaps,
             trace: air.trace.clone(),
             manner: air.manner(),

@@ -52,6 +52,11 @@ impl World {
             Kind::SlowDisk { node, by } => self.hosts[*node].slow_disk = *by,
             Kind::FailingDisk { node } => self.hosts[*node].disk().fail_sync(1),
             Kind::FullDisk { node } => self.hosts[*node].fill_disk(),
+            Kind::Rot { node } => {
+                if self.hosts[*node].rot() {
+                    self.network.hit(number);
+                }
+            }
         }
     }
 
@@ -95,10 +100,7 @@ impl World {
     pub(super) fn fail(&mut self, node: usize, why: &str) {
         self.trace.remark(self.agenda.now(), || format!("n{node} fails: {why}"));
         let now = self.agenda.now();
-        let is_its = |fault: &Fault| match &fault.kind {
-            Kind::FailingDisk { node: at } | Kind::FullDisk { node: at } => *at == node && fault.begins <= now,
-            _ => false,
-        };
+        let is_its = |fault: &Fault| fault.kind.failing_disk_of() == Some(node) && fault.begins <= now;
         let Some(fault) = self.faults.iter().rposition(is_its) else {
             self.mishaps.push(format!("{:.3} s: node {} fails without a fault: {why}", seconds(now), node + 1));
             return self.fail_by(MOST, node);
