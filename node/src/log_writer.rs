@@ -317,7 +317,15 @@ struct Upkeep {
 impl Upkeep {
     /// Whether there is more to do.
     fn step(&mut self, engine: &Engine) -> bool {
-        let done = engine.maintain(UPKEEP_SLICE);
+        self.tell(engine.maintain(UPKEEP_SLICE))
+    }
+
+    /// Nothing was written for a while.
+    fn rest(&mut self, engine: &Engine) {
+        self.tell(engine.rest());
+    }
+
+    fn tell(&mut self, done: Result<bool, WriteError>) -> bool {
         let had_failed = std::mem::replace(&mut self.has_failed, done.is_err());
         done.unwrap_or_else(|error| {
             if !had_failed {
@@ -328,18 +336,27 @@ impl Upkeep {
     }
 }
 
+/// When nothing was written for so long, the log gives back what it does not need at rest.
+const REST_AFTER: Duration = Duration::from_secs(2);
+
 /// Flushes, merges and collects whenever there is something to do, beside the writer.
 fn run_upkeep(engine: &Engine, shared: &Shared) {
     let mut upkeep = Upkeep::default();
+    let mut end = None;
     loop {
         let idle = |state: &mut State| !state.upkeep && !state.stop;
-        let waited = shared.upkeep.wait_while(shared.lock(), idle);
-        let mut state = waited.expect("no thread panics while it holds the writer's orders");
+        let waited = shared.upkeep.wait_timeout_while(shared.lock(), REST_AFTER, idle);
+        let (mut state, waited) = waited.expect("no thread panics while it holds the writer's orders");
         if state.stop {
             return;
         }
         state.upkeep = false;
         drop(state);
+        let is_at_rest = waited.timed_out() && end == Some(engine.end());
+        end = Some(engine.end());
+        if is_at_rest {
+            upkeep.rest(engine);
+        }
         while upkeep.step(engine) && !shared.lock().stop {}
     }
 }

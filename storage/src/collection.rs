@@ -74,7 +74,10 @@ impl Engine {
                 let victim = collection.victim.take().expect("just used");
                 collection.done.insert(victim.segment.id);
                 if !victim.moved.is_empty() {
-                    self.list_cold(cold, victim.cold_end)?;
+                    if let Err(error) = self.list_cold(cold, victim.cold_end) {
+                        self.leave_cold(collection);
+                        return Err(error);
+                    }
                     for moved in &victim.moved {
                         self.move_entry(moved)?;
                     }
@@ -150,6 +153,15 @@ impl Engine {
         let segment = create_cold(&*self.disk, id, self.options.segment_bytes).map_err(failed(id))?;
         collection.cold = Some(Cold { segment: segment.clone(), is_listed: false });
         Ok(segment)
+    }
+
+    /// After a failure nobody knows what of the cold segment is durable, and no later sync makes it so: nothing more is moved there.
+    fn leave_cold(&self, collection: &mut Collection) {
+        let Some(cold) = collection.cold.take().filter(|cold| !cold.is_listed) else { return };
+        // A poisoned engine leaves it to the next opening, which knows the manifest.
+        if !self.log.is_poisoned() && self.disk.remove(&cold.segment.id.file_name()).is_err() {
+            count(&self.counters.unremoved, 1);
+        }
     }
 
     /// Copies what is live of the next part of the victim; whether that was the last.

@@ -35,6 +35,7 @@ mod reading;
 mod recovery;
 mod references;
 mod replay;
+mod rest;
 mod room;
 mod segment;
 mod snapshot;

@@ -67,6 +67,8 @@ struct State {
     disk_full: bool,
     /// A write was refused for lack of room: the writer is to try to make some.
     wants_room: bool,
+    /// Nothing was appended since the owner said that the engine is at rest.
+    is_at_rest: bool,
     /// The writer will come again by itself: it need not be woken.
     is_writer_busy: bool,
 }
@@ -115,6 +117,7 @@ impl Log {
             end,
             disk_full: false,
             wants_room: false,
+            is_at_rest: false,
             is_writer_busy: false,
         };
         let overhead = crate::segment::SEGMENT_HEADER_LEN + BATCH_LEN;
@@ -166,13 +169,14 @@ impl Log {
         };
         if !keeps_reserve || !(fits || fits_spare()) {
             *wake = !was_pending && !state.is_writer_busy;
-            state.wants_room = true;
+            (state.wants_room, state.is_at_rest) = (true, false);
             return Err(if state.disk_full { WriteError::DiskFull } else { WriteError::Overloaded });
         }
         if !fits {
             state.active = state.spares.pop_front().expect("checked above");
         }
         let state = &mut *state;
+        state.is_at_rest = false;
         if !goes_on || !fits {
             let (segment, start) = (state.active.segment.clone(), state.active.offset);
             state.gathering.push(Run { segment, start, bytes: vec![0; BATCH_LEN], must_sync: false });
@@ -293,6 +297,40 @@ impl Log {
     pub(crate) fn reserved_of_active(&self, segment: SegmentId) -> Option<u64> {
         let state = self.lock();
         (state.active.segment.id == segment).then_some(state.active.reserved)
+    }
+
+    pub(crate) fn rest(&self) {
+        self.lock().is_at_rest = true;
+    }
+
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.lock().is_at_rest
+    }
+
+    pub(crate) fn has_spare(&self) -> bool {
+        !self.lock().spares.is_empty()
+    }
+
+    /// Leaves the active segment for the spare, where nothing is pending. Returns that one.
+    pub(crate) fn leave(&self) -> Option<Arc<Segment>> {
+        let mut state = self.lock();
+        if !state.gathering.is_empty() || state.writing.is_some() {
+            return None;
+        }
+        state.active = state.spares.pop_front()?;
+        Some(state.active.segment.clone())
+    }
+
+    /// The active segment is to be allocated no further than `reserved`, where the log is at rest and has not used more. Returns the segment, to be cut there.
+    pub(crate) fn shrink(&self, room: u64, least: u64) -> Option<(Arc<Segment>, u64)> {
+        let mut state = self.lock();
+        let active = &mut state.active;
+        let reserved = (active.offset + room).max(least);
+        if reserved >= active.reserved {
+            return None;
+        }
+        active.reserved = reserved;
+        Some((active.segment.clone(), reserved))
     }
 
     pub(crate) fn set_disk_full(&self, disk_full: bool) {

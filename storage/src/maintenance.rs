@@ -111,8 +111,13 @@ impl Engine {
 
     /// Freezes the memtable, so that it can be flushed; false: it is empty.
     pub(crate) fn freeze(&self) -> bool {
+        self.freeze_even(false)
+    }
+
+    /// The same, where it is empty only if that is asked for: a flush of nothing moves the position from which the log is replayed.
+    pub(crate) fn freeze_even(&self, if_empty: bool) -> bool {
         let moment = || Moment { position: self.log.end().0, keys: self.key_count(), live: self.segments.live() };
-        self.memtable.freeze(moment, |frozen| {
+        self.memtable.freeze(if_empty, moment, |frozen| {
             self.change_view(|view| {
                 view.frozen.insert(0, Arc::new(frozen));
                 view.freezes += 1;

@@ -75,7 +75,8 @@ impl Listing {
 
     /// Whether all its frames lie before a position of the log; those of a cold one always do.
     pub(crate) fn is_behind(&self, position: u64) -> bool {
-        self.is_cold || self.base + self.capacity <= position
+        let end = if self.end > 0 { self.end } else { self.capacity };
+        self.is_cold || self.base + end <= position
     }
 }
 

@@ -201,11 +201,16 @@ impl Memtable {
     }
 
     /// Takes everything out at one moment, while no shard is used: `moment` is called then, and `publish` with what was taken, before any shard
-    /// is used again. False: there is nothing.
-    pub(crate) fn freeze(&self, moment: impl FnOnce() -> Moment, publish: impl FnOnce(Frozen)) -> bool {
+    /// is used again. False: there is nothing, and it was not asked for even so.
+    pub(crate) fn freeze(
+        &self,
+        even_empty: bool,
+        moment: impl FnOnce() -> Moment,
+        publish: impl FnOnce(Frozen),
+    ) -> bool {
         let mut shards: Vec<_> =
             self.shards.iter().map(|shard| shard.lock().expect("no thread panics while it holds a shard")).collect();
-        if shards.iter().all(|shard| shard.slots.is_empty()) {
+        if !even_empty && shards.iter().all(|shard| shard.slots.is_empty()) {
             return false;
         }
         let taken = shards.iter_mut().map(|shard| std::mem::take(&mut **shard)).collect();

@@ -3,6 +3,7 @@
 use crate::error::OpenError;
 use crate::frame::MAX_FRAME_LEN;
 use crate::place::Place;
+use crate::room::ALLOCATION_STEP;
 use crate::segment::SEGMENT_HEADER_LEN;
 
 /// When a written batch is synced.
@@ -100,6 +101,16 @@ impl Options {
     /// The log that a recovery would have to replay is kept below this, roughly.
     pub(crate) fn log_limit(&self) -> u64 {
         2 * self.memtable_bytes + 2 * self.segment_bytes
+    }
+
+    /// A new segment gets so much room, durably and noted in the manifest: if its file is ever found shorter, something was lost.
+    pub(crate) fn first_allocation(&self) -> u64 {
+        self.room_at_rest().next_multiple_of(ALLOCATION_STEP).min(self.segment_bytes)
+    }
+
+    /// The room to keep allocated while nothing is written.
+    pub(crate) fn room_at_rest(&self) -> u64 {
+        self.room_target() - self.pending_limit_bytes + self.pending_limit_bytes.min(ALLOCATION_STEP)
     }
 
     /// The room to keep allocated ahead of the log. Between two steps of the writer at most the pending limit is appended, and what a frame that

@@ -20,7 +20,7 @@ use crate::options::Options;
 use crate::place::{Position, SEGMENTS_DIR, SegmentId};
 use crate::references::Segments;
 use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
-use crate::room::{FIRST_ALLOCATION, Next};
+use crate::room::Next;
 use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader};
 use crate::suspects::Suspects;
 use crate::table::{TABLES_DIR, Table, TableId, block_cache};
@@ -435,7 +435,7 @@ impl Fresh {
         let write = || {
             let file = disk.create(&name)?;
             write_all(&*file, 0, &bytes)?;
-            let first = FIRST_ALLOCATION.min(capacity).max(len as u64);
+            let first = options.first_allocation().max(len as u64);
             let allocated = match file.preallocate(0, first) {
                 Ok(()) => first,
                 // The log may have room enough all the same, and opens without.

@@ -14,9 +14,7 @@ use crate::sync::atomic::Ordering;
 use crate::writer::Writer;
 
 /// A file is allocated in steps of this.
-const ALLOCATION_STEP: u64 = 1 << 20;
-/// A new file gets so much, durably and noted in the manifest: if it is ever found shorter, something was lost. A step, where the disk has no more.
-pub(crate) const FIRST_ALLOCATION: u64 = 16 << 20;
+pub(crate) const ALLOCATION_STEP: u64 = 1 << 20;
 /// Zeros are written ahead in steps of this, when less than a quarter of it is left.
 const ZERO_STEP: usize = 1 << 20;
 /// Batches above this are not worth it: writing the zeros would cost as much as they save.
@@ -32,7 +30,7 @@ impl Engine {
     pub(crate) fn make_room(&self, writer: &mut Writer) -> Result<(), WriteError> {
         loop {
             let room = self.log.room();
-            if room.bytes >= self.options.room_target() {
+            if room.bytes >= self.room_target() {
                 self.log.set_disk_full(false);
                 return Ok(());
             }
@@ -51,6 +49,10 @@ impl Engine {
         }
     }
 
+    fn room_target(&self) -> u64 {
+        if self.log.is_at_rest() { self.options.room_at_rest() } else { self.options.room_target() }
+    }
+
     /// An id is never used twice, also when making the segment fails: what is left of the file is removed when the engine is opened again.
     pub(crate) fn new_segment_id(&self) -> SegmentId {
         SegmentId(self.next_segment.fetch_add(1, Ordering::Relaxed))
@@ -64,18 +66,17 @@ impl Engine {
     }
 
     /// Makes the next segment. It is durable, and listed in the manifest, before the log knows of it.
-    fn add_spare(&self, writer: &mut Writer) -> Result<(), Refused> {
-        let next = &mut writer.next;
+    pub(crate) fn add_spare(&self, writer: &mut Writer) -> Result<(), Refused> {
         let header = SegmentHeader {
             id: self.new_segment_id(),
-            base: next.base,
+            base: writer.next.base,
             capacity: self.options.segment_bytes,
             cut: u64::MAX,
             synced_upto: writer.synced,
             is_cold: false,
         };
         let name = header.id.file_name();
-        let mut reserved = FIRST_ALLOCATION.min(header.capacity);
+        let mut reserved = self.options.first_allocation();
         let mut create = || {
             let file = self.disk.create(&name)?;
             match file.preallocate(0, reserved) {
@@ -94,25 +95,15 @@ impl Engine {
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
         let mut changed = manifest.clone();
         changed.segments.insert(header.id, Listing { least_len: reserved, ..Listing::from(&header) });
-        for (left, end) in &writer.left {
-            if let Some(listing) = changed.segments.get_mut(&left.id) {
-                listing.end = *end;
-            }
-        }
-        if let Some(listing) = changed.segments.get_mut(&writer.current.id) {
-            listing.synced_upto = listing.synced_upto.max(writer.synced);
-        }
+        writer.note(&mut changed);
         changed.next_segment = self.next_segment.load(Ordering::Relaxed);
         let disk = &*self.disk;
         changed.write(disk).map_err(Refused::of_file).map_err(|refused| self.clean_up(header.id, refused))?;
         Manifest::replace(disk).map_err(|error| Refused::Failed(error.into()))?;
         *manifest = changed;
         drop(manifest);
-        for (left, end) in writer.left.drain(..) {
-            let failed = |error| Refused::Failed(WriteError::io(left.id.file_name())(error));
-            left.file.truncate(end).map_err(failed)?;
-        }
-        next.base += header.capacity;
+        writer.cut_left().map_err(Refused::Failed)?;
+        writer.next.base += header.capacity;
         let offset = SEGMENT_HEADER_LEN as u64;
         let segment = Arc::new(Segment::new(header.id, &Listing::from(&header), file, offset));
         self.segments.insert(segment.clone());
@@ -152,7 +143,7 @@ impl Engine {
     }
 }
 
-enum Refused {
+pub(crate) enum Refused {
     DiskFull,
     Failed(WriteError),
 }

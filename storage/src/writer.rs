@@ -7,6 +7,7 @@ use crate::disk::write_all;
 use crate::engine::{Engine, count};
 use crate::error::WriteError;
 use crate::log::Run;
+use crate::manifest::Manifest;
 use crate::options::Sync as SyncOption;
 use crate::room::Next;
 use crate::segment::Segment;
@@ -27,6 +28,32 @@ pub(crate) struct Writer {
     pub(crate) next: Next,
     /// Segments that the log has left, and where they end: cut off once the manifest says so, so that a file that is too short is damage.
     pub(crate) left: Vec<(Arc<Segment>, u64)>,
+}
+
+impl Writer {
+    /// Adds to a manifest what was learnt of the log's segments since: where those end that the log has left, and how far the current one is synced,
+    /// which its file is never shorter than from then on.
+    pub(crate) fn note(&self, manifest: &mut Manifest) {
+        for (left, end) in &self.left {
+            if let Some(listing) = manifest.segments.get_mut(&left.id) {
+                listing.end = *end;
+            }
+        }
+        if let Some(listing) = manifest.segments.get_mut(&self.current.id) {
+            listing.synced_upto = listing.synced_upto.max(self.synced);
+            if !self.is_dirty {
+                listing.least_len = listing.least_len.max(self.end);
+            }
+        }
+    }
+
+    /// Gives back the unused room of the segments that the log has left, once the manifest that has the [note](Self::note) is in place.
+    pub(crate) fn cut_left(&mut self) -> Result<(), WriteError> {
+        for (left, end) in self.left.drain(..) {
+            left.file.truncate(end).map_err(WriteError::io(left.id.file_name()))?;
+        }
+        Ok(())
+    }
 }
 
 impl Engine {
@@ -62,10 +89,9 @@ impl Engine {
         }
         let mut manifest = self.manifest.lock().expect("no thread panics while it holds the manifest");
         let mut changed = manifest.clone();
-        if let Some(listing) = changed.segments.get_mut(&writer.current.id) {
-            listing.synced_upto = writer.synced;
-        }
-        self.replace_manifest(&mut manifest, changed)
+        writer.note(&mut changed);
+        self.replace_manifest(&mut manifest, changed)?;
+        writer.cut_left()
     }
 
     /// Sees to it that the log is synced up to a position. False: it has not been written so far yet.
@@ -111,7 +137,7 @@ impl Engine {
     }
 
     /// The segment has no more to come.
-    fn seal(&self, writer: &mut Writer) -> Result<(), WriteError> {
+    pub(crate) fn seal(&self, writer: &mut Writer) -> Result<(), WriteError> {
         if writer.is_dirty {
             self.sync(writer)?;
         }

@@ -146,6 +146,13 @@ impl Store for Ours {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+
+    fn rest(&self) {
+        self.settle();
+        while self.shared.engine.rest().expect("a healthy disk") {
+            self.settle();
+        }
+    }
 }
 
 impl Drop for Ours {

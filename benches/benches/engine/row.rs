@@ -182,7 +182,7 @@ impl Row {
                     store.load(&mut (0..million).map(|n| (n * 7919 + round * 13) % million), VALUE_LEN);
                     store.sync();
                 }
-                store.settle();
+                store.rest();
                 Measured::of(allocated(dir) as f64 / (million * ENTRY) as f64)
             }
             Self::Reopen | Self::Memory => {

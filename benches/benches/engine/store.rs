@@ -23,6 +23,11 @@ pub(crate) trait Store: Send + Sync {
 
     /// Lets all work in the background come to rest.
     fn settle(&self);
+
+    /// Like [`settle`](Self::settle), and what a store does once nothing was written for some seconds is done, too.
+    fn rest(&self) {
+        self.settle();
+    }
 }
 
 /// Which store.

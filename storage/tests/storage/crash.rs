@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) refused_upkeep: u64,
     /// Records that were staged.
     pub(crate) staged: u64,
+    /// How often there was something to give back at rest.
+    rested: u64,
     has_failed: bool,
 }
 
@@ -67,6 +69,7 @@ impl World {
             collected: 0,
             refused_upkeep: 0,
             staged: 0,
+            rested: 0,
             has_failed: false,
         }
     }
@@ -102,7 +105,7 @@ impl World {
         };
         let record = Record::plain(ballot, content, Millis::NONE);
         let pending = look(engine, key_ref(&key)).register.pending.map(|(ballot, _)| ballot);
-        let (change, record) = match self.random.below(22) {
+        let (change, record) = match self.random.below(23) {
             0..=5 => (Change::Store { ballot: Ballot::ZERO }, Some(record)),
             6 => (Change::Store { ballot }, Some(record)),
             7..=8 => (Change::Promise { ballot }, None),
@@ -116,6 +119,7 @@ impl World {
             15 => return self.reopen(),
             16 => return self.mark(),
             17..=19 => return self.maintain(),
+            20 => return self.rest(),
             _ => return self.write(),
         };
         let is_staged = record.is_some() && self.random.below(4) == 0;
@@ -214,6 +218,18 @@ impl World {
                     self.has_failed = true;
                     self.engine = None;
                 }
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        match engine.rest() {
+            Ok(is_due) => self.rested += u64::from(is_due),
+            Err(_) if !engine.is_poisoned() && !self.disk.is_stopped() => self.refused_upkeep += 1,
+            Err(_) => {
+                self.has_failed = true;
+                self.engine = None;
             }
         }
     }
@@ -374,12 +390,13 @@ fn apply(state: &mut State, number: usize, operation: &Operation) {
 }
 
 /// Runs, stops at the `stop`th operation of the disk, crashes, recovers, goes on, and crashes again.
-fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64, u64)) -> bool {
+fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64, u64), rested: &mut u64) -> bool {
     let mut world = World::new(seed, options, format!("seed {seed}, {:?}, stop {stop}", options.sync));
     world.disk.stop_at(stop);
     world.run(STEPS);
     let stopped = world.disk.is_stopped();
     *upkeep = (upkeep.0 + world.maintained, upkeep.1 + world.collected, upkeep.2 + world.staged);
+    *rested += world.rested;
     match stop % 3 {
         0 => world.crash_twice(stop, 1 + seed.wrapping_mul(stop) % 25),
         _ => world.crash(stop),
@@ -394,18 +411,19 @@ const STEPS: usize = 130;
 
 #[test]
 fn every_stop_of_every_run() {
-    let (mut runs, mut upkeep) = (0, (0, 0, 0));
+    let (mut runs, mut upkeep, mut rested) = (0, (0, 0, 0), 0);
     for seed in 0..4 {
         let sync = if seed % 3 == 2 { Sync::Never } else { Sync::Always };
         let options = Options { sync, ..TINY };
         let mut stop = 1;
-        while run(seed, options, stop, &mut upkeep) {
+        while run(seed, options, stop, &mut upkeep, &mut rested) {
             stop += 1;
         }
         runs += stop;
     }
     println!("{runs} runs");
     let (maintained, collected, staged) = upkeep;
-    println!("{maintained} steps of upkeep, {collected} segments collected, {staged} records staged");
-    assert!(runs > 800 && maintained > runs && collected > runs / 4 && staged > runs, "too few to prove anything");
+    println!("{maintained} steps of upkeep, {collected} segments collected, {staged} records staged, {rested} rests");
+    let is_enough = runs > 800 && maintained > runs && collected > runs / 4 && staged > runs && rested > runs;
+    assert!(is_enough, "too few to prove anything");
 }

@@ -182,6 +182,53 @@ fn only_the_log_behind_the_tables_is_replayed_and_what_lies_before_is_removed() 
 }
 
 #[test]
+fn at_rest_the_log_gives_back_what_it_does_not_need() {
+    let disk = MemoryDisk::new();
+    let options = Options {
+        segment_bytes: 8 << 20,
+        pending_limit_bytes: 4 << 20,
+        disk_reserve_bytes: 64 << 10,
+        memtable_bytes: 64 << 20,
+        ..SMALL
+    };
+    let engine = open_with(&disk, options);
+    let rest = |engine: &Engine| {
+        flush(engine);
+        maintain(engine);
+        while engine.rest().expect("rests") {
+            maintain(engine);
+        }
+    };
+    for round in 0..3u64 {
+        for n in 0..20_000u64 {
+            let at = n.to_be_bytes();
+            while store(&engine, key(1, &at), &record(1 + round, [n as u8; 90])).is_err() {
+                flush(&engine);
+            }
+        }
+        rest(&engine);
+        let stats = engine.stats();
+        assert!(stats.segments <= 2 && stats.segment_bytes < 200 && stats.room_bytes < 4 << 20, "{stats:?}");
+        assert!(disk.used() < stats.table_bytes * 115 / 100 + (4 << 20), "{} bytes used, {stats:?}", disk.used());
+        // A little more is not worth a flush, and nothing is given up for it.
+        store(&engine, key(2, &round.to_be_bytes()), &record(1, "little")).expect("stores");
+        rest(&engine);
+        assert_eq!(engine.stats().flushes, stats.flushes);
+        // What may be appended at once is the same as ever as soon as somebody writes.
+        store(&engine, key(2, &round.to_be_bytes()), &record(2, "little")).expect("stores");
+        flush(&engine);
+        assert!(engine.stats().room_bytes >= 4 << 20);
+    }
+    disk.kill();
+    drop(engine);
+    let engine = open_with(&disk, options);
+    assert_eq!(engine.stats().keys, 20_003);
+    for n in 0..20_000u64 {
+        assert_eq!(look(&engine, key(1, &n.to_be_bytes())).register.head().stamp, stamp(3));
+    }
+}
+
+#[test]
 fn without_upkeep_writes_are_refused_before_memory_runs_away() {
     let engine = open_with(&MemoryDisk::new(), TINY);
     let mut refused = None;
