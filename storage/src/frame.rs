@@ -195,6 +195,19 @@ pub(crate) fn mask(segment: SegmentId, offset: u64) -> u32 {
     (x ^ x >> 31) as u32
 }
 
+/// The length of a checked item.
+pub(crate) fn len(item: &[u8]) -> usize {
+    read_u32(item, 8) as usize
+}
+
+/// Checks the head at the start of `bytes`, which lie at `offset` of the segment, and no more than that.
+pub(crate) fn check_head(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Head> {
+    let checksum = crc32fast::hash(bytes.get(8..HEAD_LEN)?);
+    let head = Head::read(bytes);
+    let is_sound = checksum == read_u32(bytes, 4) ^ mask(segment, offset);
+    (is_sound && (HEAD_LEN..=MAX_FRAME_LEN).contains(&(head.len as usize))).then_some(head)
+}
+
 /// Checks the item at the start of `bytes`, which lie at `offset` of the segment. Returns its head; its bytes are the first `head.len`.
 pub(crate) fn check(bytes: &[u8], segment: SegmentId, offset: u64) -> Result<Head, BadItem> {
     if bytes.len() < HEAD_LEN {

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::blob;
-use crate::disk::{Disk, DiskFile, read_all, write_all};
+use crate::disk::{Disk, DiskFile, read_all, read_into, write_all};
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, is_disk_full};
 use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, check, seal_end};
 use crate::log::Tail;
@@ -75,7 +75,7 @@ impl Opened {
         let (mut manifest, is_new) = load_manifest(disk, &files, &table_files, &mut findings)?;
         let view = View { levels: Arc::new(open_tables(disk, &manifest, &mut findings)?), ..View::default() };
         let found = find_segments(disk, &manifest, &mut findings)?;
-        let synced_upto = synced_upto(&found, manifest.position)?;
+        let (synced_upto, mut last) = synced_upto(&found, manifest.position)?;
         let highest = files.iter().chain(manifest.segments.keys()).map(|id| id.0 + 1).max().unwrap_or(0);
         let fresh_id = SegmentId(highest.max(manifest.next_segment));
         let base = manifest.segments.values().map(|listing| listing.base + listing.capacity).max().unwrap_or(0);
@@ -96,6 +96,7 @@ impl Opened {
         };
         let mut replay = Replay::new(base, &mut findings, synced_upto, fresh_id);
         let mut replayed = BTreeMap::new();
+        let mut bytes = Vec::new();
         for (&id, listing) in &manifest.segments {
             if listing.is_behind(manifest.position) {
                 continue;
@@ -106,7 +107,10 @@ impl Opened {
                 continue;
             };
             let limit = found.range(id..).skip(1).map(|(_, later)| later.listing.cut).min().unwrap_or(u64::MAX);
-            let bytes = read_all(&**file, listing.capacity).map_err(OpenError::io(id.file_name()))?;
+            bytes = match last.take_if(|(last, _)| *last == id) {
+                Some((_, bytes)) => bytes,
+                None => read_into(&**file, listing.capacity, bytes).map_err(OpenError::io(id.file_name()))?,
+            };
             replayed.insert(id, replay.segment(Contents { id, listing: *listing, bytes: &bytes }, limit));
         }
         replay.finish();
@@ -368,18 +372,21 @@ fn swapped(id: SegmentId, found: SegmentId) -> Damage {
     Damage { file: id.file_name(), offset: 0, kind, expected: id.0, found: found.0, affected }
 }
 
-/// The highest valid `synced_upto`. They rise along the log, so the last segment that has a batch has the highest one of all batches.
-fn synced_upto(found: &BTreeMap<SegmentId, Found>, position: u64) -> Result<u64, OpenError> {
-    let mut highest = found.values().map(|segment| segment.listing.synced_upto).max().unwrap_or(0).max(position);
+/// The highest valid `synced_upto`, and what was read to find it. They rise along the log, so the last segment that has a batch has the highest one of
+/// all batches.
+fn synced_upto(
+    found: &BTreeMap<SegmentId, Found>,
+    position: u64,
+) -> Result<(u64, Option<(SegmentId, Vec<u8>)>), OpenError> {
+    let highest = found.values().map(|segment| segment.listing.synced_upto).max().unwrap_or(0).max(position);
     let after = found.iter().rev().filter(|(_, segment)| !segment.listing.is_behind(position));
     for (&id, Found { listing, file }) in after {
         let bytes = read_all(&**file, listing.capacity).map_err(OpenError::io(id.file_name()))?;
         if let Some(synced_upto) = highest_synced(Contents { id, listing: *listing, bytes: &bytes }) {
-            highest = highest.max(synced_upto);
-            break;
+            return Ok((highest.max(synced_upto), Some((id, bytes))));
         }
     }
-    Ok(highest)
+    Ok((highest, None))
 }
 
 /// Cuts off, durably, what lies behind the log's end: it is void, and must not come back once the log has grown past that position. It also

@@ -7,7 +7,7 @@ use dunlin_protocol::register::{Change, Held};
 
 use crate::engine::KeyRef;
 use crate::error::{Affected, Damage, DamageKind, ReadError};
-use crate::frame::{BATCH_LEN, Batch, Frame, change_place, check, find_batch};
+use crate::frame::{self, BATCH_LEN, Batch, Frame, change_place, check, check_head, find_batch};
 use crate::full_key::FullKey;
 use crate::indexed::Indexed;
 use crate::manifest::Listing;
@@ -20,6 +20,8 @@ use crate::suspects::Suspects;
 use crate::table::BlockCache;
 use crate::view::View;
 
+/// So many frames are looked at together before they are carried out, so that the processor waits for their memory once.
+const TOGETHER: usize = 64;
 /// More damage than this is counted, and acted upon, but not listed.
 const MAX_LISTED: usize = 1000;
 
@@ -83,6 +85,9 @@ pub(crate) struct Replay<'a> {
     pub(crate) rewritten: Vec<u8>,
     pub(crate) rewritten_frames: u64,
     fresh: SegmentId,
+    /// The frames of the present segment: shard, partition and offset, in one number each.
+    queue: Vec<u64>,
+    encoded: Vec<u8>,
     /// A table could not be read, for another reason than damage.
     pub(crate) unreadable: Option<ReadError>,
 }
@@ -128,6 +133,8 @@ impl<'a> Replay<'a> {
             rewritten: Vec::new(),
             rewritten_frames: 0,
             fresh,
+            queue: Vec::new(),
+            encoded: Vec::new(),
             unreadable: None,
         }
     }
@@ -167,7 +174,7 @@ impl<'a> Replay<'a> {
                     let item = &bytes[at..at + head.len as usize];
                     let is_taken = match head.is_batch() {
                         true => self.batch(&contents, at, item),
-                        false => self.frame(&contents, at, item, &mut replayed),
+                        false => self.frame(&contents, at, item),
                     };
                     if !is_taken {
                         self.is_over = true;
@@ -209,7 +216,35 @@ impl<'a> Replay<'a> {
                 replayed.kept_end = at as u64;
             }
         }
+        replayed.kept = self.carry_out(&contents);
         replayed
+    }
+
+    /// Carries out the queued frames, shard by shard and within it partition by partition, those of a partition in their order: what they touch of the
+    /// memtable then stays in the processor's caches. Returns how many stay in this segment.
+    fn carry_out(&mut self, contents: &Contents<'_>) -> u64 {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.sort_unstable();
+        let mut kept = 0;
+        let mut items = Vec::with_capacity(TOGETHER);
+        for together in queue.chunks(TOGETHER) {
+            let place = |queued: &u64| (queued & u64::from(u32::MAX)) as usize;
+            items.extend(together.iter().map(place).map(|at| (at, frame::len(&contents.bytes[at..]))));
+            let mut next = Vec::with_capacity(items.len());
+            for (at, len) in items.drain(..) {
+                let item = &contents.bytes[at..at + len];
+                let Ok(frame) = Frame::read(item) else { continue };
+                next.push((at, item, frame, FullKey::new(frame.key)));
+            }
+            let touched = next.iter().fold(0, |read, (.., key)| read ^ self.base.view.touch(key.bytes(), key.hash));
+            std::hint::black_box(touched);
+            for (at, item, frame, key) in &next {
+                kept += u64::from(self.replay(contents, *at, item, frame, key));
+            }
+        }
+        queue.clear();
+        self.queue = queue;
+        kept
     }
 
     /// Called when all segments were replayed: whether the log ends where it is known to have been synced to.
@@ -247,10 +282,9 @@ impl<'a> Replay<'a> {
         true
     }
 
-    /// False: the tail is torn here.
-    fn frame(&mut self, contents: &Contents<'_>, at: usize, item: &[u8], replayed: &mut Replayed) -> bool {
-        let position = contents.listing.base + at as u64;
-        let is_synced = position < self.synced_upto;
+    /// Queues a frame. False: the tail is torn here.
+    fn frame(&mut self, contents: &Contents<'_>, at: usize, item: &[u8]) -> bool {
+        let is_synced = contents.listing.base + (at as u64) < self.synced_upto;
         let Ok(frame) = Frame::read(item) else {
             if is_synced {
                 let partition = PartitionId(u16::from_le_bytes([item[16], item[17]]));
@@ -259,44 +293,50 @@ impl<'a> Replay<'a> {
             }
             return is_synced;
         };
+        let partition = u64::from(frame.key.partition.0);
+        let shard = partition % self.base.options.shards as u64;
+        self.queue.push(shard << 48 | partition << 32 | at as u64);
+        true
+    }
+
+    /// Whether the frame counts, and stays in this segment.
+    fn replay(&mut self, contents: &Contents<'_>, at: usize, item: &[u8], frame: &Frame<'_>, full: &FullKey) -> bool {
+        let is_synced = contents.listing.base + (at as u64) < self.synced_upto;
         let mut place = Place { segment: contents.id, offset: at as u64, len: item.len() as u32 };
         if !is_synced {
             let offset = (SEGMENT_HEADER_LEN + BATCH_LEN + self.rewritten.len()) as u64;
             place = Place { segment: self.fresh, offset, ..place };
         }
-        match self.apply(&frame, item, place) {
+        match self.apply(frame, full, place) {
             Ok(()) => {}
             Err(Unfit::MissingPending(expected, found)) => {
                 let affected = Affected::Partition(frame.key.partition);
                 self.damage(contents, at, DamageKind::MissingPending, (expected, found), affected);
-                return true;
+                return false;
             }
             Err(Unfit::Unreadable(ReadError::Damaged(damage))) => {
                 self.findings.add(Damage { affected: Affected::Partition(frame.key.partition), ..damage });
-                return true;
+                return false;
             }
             Err(Unfit::Unreadable(error)) => {
                 self.unreadable.get_or_insert(error);
-                return true;
+                return false;
             }
         }
         self.frames += 1;
-        if is_synced {
-            replayed.kept += 1;
-        } else {
+        if !is_synced {
             let start = self.rewritten.len();
             self.rewritten.extend_from_slice(item);
             change_place(&mut self.rewritten[start..], (contents.id, at as u64), (place.segment, place.offset));
             self.rewritten_frames += 1;
         }
-        true
+        is_synced
     }
 
     /// Carries a frame's change out.
-    fn apply(&mut self, frame: &Frame<'_>, item: &[u8], place: Place) -> Result<(), Unfit> {
+    fn apply(&mut self, frame: &Frame<'_>, full: &FullKey, place: Place) -> Result<(), Unfit> {
         let Base { options, memtable, view, blocks, live, keys, staged_upto, .. } = &mut self.base;
         let key: KeyRef<'_> = frame.key;
-        let full = FullKey::new(key);
         let mut shard = memtable.lock(key.partition);
         let slot = shard.find(full.hash, full.bytes());
         let below = match slot {
@@ -337,9 +377,9 @@ impl<'a> Replay<'a> {
             (false, true) => *keys = keys.saturating_sub(1),
             _ => {}
         }
-        let mut body = Vec::with_capacity(item.len());
-        indexed.encode(&mut body);
-        memtable.put(&mut shard, slot, full.hash, full.bytes(), &body, Position::ZERO);
+        self.encoded.clear();
+        indexed.encode(&mut self.encoded);
+        memtable.put(&mut shard, slot, full.hash, full.bytes(), &self.encoded, Position::ZERO);
         Ok(())
     }
 
@@ -371,23 +411,23 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// The highest `synced_upto` of the batches of a segment that check; none where no batch does.
+/// The highest `synced_upto` of the batches of a segment that check; none where no batch does. Of other items only the heads are looked at.
 pub(crate) fn highest_synced(contents: Contents<'_>) -> Option<u64> {
     let Contents { id, bytes, .. } = contents;
     let mut highest = None;
     let mut at = SEGMENT_HEADER_LEN;
     while at < bytes.len() {
-        match check(&bytes[at..], id, at as u64) {
-            Ok(head) => {
-                let item = &bytes[at..at + head.len as usize];
+        match check_head(&bytes[at..], id, at as u64) {
+            Some(head) => {
                 if head.is_batch()
-                    && let Ok(batch) = Batch::read(item)
+                    && check(&bytes[at..], id, at as u64).is_ok()
+                    && let Ok(batch) = Batch::read(&bytes[at..at + head.len as usize])
                 {
                     highest = highest.max(Some(batch.synced_upto));
                 }
-                at += item.len();
+                at += head.len as usize;
             }
-            Err(_) => match find_batch(bytes, at, id) {
+            None => match find_batch(bytes, at, id) {
                 Some(next) => at = next,
                 None => break,
             },

@@ -109,6 +109,18 @@ impl View {
         ControlFlow::Continue(())
     }
 
+    /// Reads of each table's filter what a look for the key will, and returns something of it: a caller with many keys to look up lets the processor wait
+    /// for the memory of all of them at once.
+    pub(crate) fn touch(&self, key: &[u8], hash: u64) -> u32 {
+        let mut read = 0;
+        for (level, tables) in self.levels.0.iter().enumerate() {
+            let first = if level == 0 { 0 } else { tables.partition_point(|table| *table.meta().largest < *key) };
+            let end = if level == 0 { tables.len() } else { tables.len().min(first + 1) };
+            read ^= tables[first..end].iter().fold(0, |read, table| read ^ table.touch(hash));
+        }
+        read
+    }
+
     /// Finds a key in the tables, after [`glance`](Self::glance).
     pub(crate) fn find_in_tables(
         &self,

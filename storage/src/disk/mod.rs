@@ -64,9 +64,17 @@ pub(crate) fn write_all(file: &dyn DiskFile, offset: u64, bytes: &[u8]) -> io::R
 
 /// The whole file, as far as `max` bytes.
 pub(crate) fn read_all(file: &dyn DiskFile, max: u64) -> io::Result<Vec<u8>> {
+    read_into(file, max, Vec::new())
+}
+
+/// The same, into memory that was in use before.
+pub(crate) fn read_into(file: &dyn DiskFile, max: u64, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
     let len = file.len()?.min(max);
     let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    let mut bytes = vec![0; len];
+    match bytes.capacity() < len {
+        true => bytes = vec![0; len],
+        false => bytes.resize(len, 0),
+    }
     let read = file.read_at(0, &mut bytes)?;
     bytes.truncate(read);
     Ok(bytes)

@@ -144,6 +144,12 @@ impl Table {
         self.filter.may_contain(hash) && *self.meta.smallest <= *key && *key <= *self.meta.largest
     }
 
+    /// See [`Filter::touch`].
+    #[inline]
+    pub(crate) fn touch(&self, hash: u64) -> u32 {
+        self.filter.touch(hash)
+    }
+
     /// The body of a key's entry. `blocks` keeps the block that was read.
     pub(crate) fn get(&self, key: &[u8], blocks: &BlockCache) -> Result<Option<Bytes>, ReadError> {
         let number = self.index.find(key);
