@@ -37,6 +37,8 @@ pub(crate) struct Maintenance {
     collection: Collection,
     /// Tables with damage that was reported: merges pass over it.
     damaged: BTreeSet<TableId>,
+    /// A snapshot that waits for the log, and the log's end when it was first asked for.
+    pub(crate) asked_snapshot: Option<(String, u64)>,
 }
 
 struct Flush {

@@ -205,3 +205,42 @@ fn a_snapshot_is_a_directory_of_its_own() {
     churn(&copied, &mut random, &mut before.clone(), 300, &mut n);
     check(&engine, &model);
 }
+
+#[test]
+fn a_snapshot_has_what_was_written_while_a_flush_was_under_way() {
+    let disk = MemoryDisk::new();
+    let engine = open_with(&disk, TINY);
+    let mut n = 0u64;
+    while !engine.wants_upkeep() {
+        n += 1;
+        store(&engine, key(1, &n.to_be_bytes()), &record(n, [1; 90])).expect("stores");
+        flush(&engine);
+    }
+    assert!(engine.maintain(1).expect("maintains") && engine.stats().flushes == 0, "half done");
+    store(&engine, key(1, b"late"), &record(n + 1, "late")).expect("stores");
+    flush(&engine);
+    assert!(engine.snapshot("s").expect("makes a snapshot"));
+    let apart = MemoryDisk::new();
+    for name in disk.names() {
+        if let Some(own) = name.strip_prefix("snapshots/s/") {
+            apart.insert(own, &disk.contents(&name).expect("there"));
+        }
+    }
+    assert!(look(&open_with(&apart, TINY), key(1, b"late")).register.record.is_some());
+}
+
+/// However long the log takes, and however much is written meanwhile: asked again, a snapshot is of the moment when it was first asked for, or later.
+#[test]
+fn a_snapshot_is_made_while_writes_go_on() {
+    let engine = open_with(&MemoryDisk::new(), TINY);
+    let mut n = 0;
+    let mut store_one = || {
+        n += 1;
+        store(&engine, key(1, b"a"), &record(n, [1; 90])).expect("stores");
+    };
+    store_one();
+    assert!(!engine.snapshot("s").expect("asks"), "nothing is written yet");
+    engine.write_pending().expect("writes");
+    store_one();
+    assert!(engine.snapshot("s").expect("makes a snapshot"), "what was stored since need not be in it");
+}
