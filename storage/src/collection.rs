@@ -72,16 +72,11 @@ impl Engine {
             Ok(false) => Ok(true),
             Ok(true) => {
                 let victim = collection.victim.take().expect("just used");
-                collection.done.insert(victim.segment.id);
-                if !victim.moved.is_empty() {
-                    if let Err(error) = self.list_cold(cold, victim.cold_end) {
-                        self.leave_cold(collection);
-                        return Err(error);
-                    }
-                    for moved in &victim.moved {
-                        self.move_entry(moved)?;
-                    }
+                let moved = self.move_live(collection, &victim);
+                if moved.is_ok() || matches!(moved, Err(WriteError::Read(_))) {
+                    collection.done.insert(victim.segment.id);
                 }
+                moved?;
                 count(&self.counters.collected, 1);
                 count(&self.counters.moved_bytes, victim.moved.iter().map(|moved| u64::from(moved.to.len)).sum());
                 Ok(true)
@@ -155,15 +150,6 @@ impl Engine {
         Ok(segment)
     }
 
-    /// After a failure nobody knows what of the cold segment is durable, and no later sync makes it so: nothing more is moved there.
-    fn leave_cold(&self, collection: &mut Collection) {
-        let Some(cold) = collection.cold.take().filter(|cold| !cold.is_listed) else { return };
-        // A poisoned engine leaves it to the next opening, which knows the manifest.
-        if !self.log.is_poisoned() && self.disk.remove(&cold.segment.id.file_name()).is_err() {
-            count(&self.counters.unremoved, 1);
-        }
-    }
-
     /// Copies what is live of the next part of the victim; whether that was the last.
     fn copy_live(&self, victim: &mut Victim, cold: &Segment, slice_bytes: u64) -> Result<bool, WriteError> {
         let (id, end) = (victim.segment.id, victim.segment.written());
@@ -220,12 +206,34 @@ impl Engine {
         })
     }
 
-    fn list_cold(&self, cold: &mut Cold, end: u64) -> Result<(), WriteError> {
+    /// All that is live was copied: makes that durable, and points the index at it.
+    fn move_live(&self, collection: &mut Collection, victim: &Victim) -> Result<(), WriteError> {
+        let Some(cold) = collection.cold.as_mut().filter(|_| !victim.moved.is_empty()) else { return Ok(()) };
+        if let Err(error) = self.sync_cold(cold) {
+            // What a failed sync left behind no later one makes durable: nothing more is written to this file.
+            let is_listed = cold.is_listed;
+            let name = cold.segment.id.file_name();
+            collection.cold = None;
+            if !is_listed && self.disk.remove(&name).is_err() {
+                count(&self.counters.unremoved, 1);
+            }
+            return Err(error);
+        }
+        self.list_cold(cold, victim.cold_end)?;
+        victim.moved.iter().try_for_each(|moved| self.move_entry(moved))
+    }
+
+    fn sync_cold(&self, cold: &Cold) -> Result<(), WriteError> {
         let segment = &cold.segment;
         segment.file.sync().map_err(failed(segment.id))?;
         if !cold.is_listed {
             self.disk.sync_dir(SEGMENTS_DIR).map_err(failed(segment.id))?;
         }
+        Ok(())
+    }
+
+    fn list_cold(&self, cold: &mut Cold, end: u64) -> Result<(), WriteError> {
+        let segment = &cold.segment;
         let mut manifest = self.lock_manifest();
         let mut changed = manifest.clone();
         changed.segments.entry(segment.id).or_insert(Listing::cold(segment.capacity)).end = end;

@@ -71,7 +71,9 @@ impl Engine {
         write_all(&*file, 0, &encode_blob(MANIFEST, &manifest.encode()))?;
         file.sync()?;
         self.disk.sync_dir(dir)?;
-        self.disk.sync_dir(SNAPSHOTS_DIR)
+        self.disk.sync_dir(SNAPSHOTS_DIR)?;
+        // The directory of the snapshots may be new itself.
+        self.disk.sync_dir("")
     }
 
     /// Removes a snapshot's files; a snapshot that is not there is none.

@@ -43,6 +43,12 @@ struct Faults {
     rename: Option<u64>,
     write: Option<u64>,
     short_write: Option<u64>,
+    create: Option<u64>,
+    remove: Option<u64>,
+    link: Option<u64>,
+    resize: Option<u64>,
+    read: Option<u64>,
+    fill: Option<u64>,
 }
 
 #[derive(Default)]
@@ -230,10 +236,42 @@ impl MemoryDisk {
         self.lock().faults.short_write = Some(n);
     }
 
+    /// The `n`th file to be made from now on is not.
+    pub fn fail_create(&self, n: u64) {
+        self.lock().faults.create = Some(n);
+    }
+
+    /// The `n`th removal from now on fails, without effect.
+    pub fn fail_remove(&self, n: u64) {
+        self.lock().faults.remove = Some(n);
+    }
+
+    /// The `n`th link from now on fails, without effect.
+    pub fn fail_link(&self, n: u64) {
+        self.lock().faults.link = Some(n);
+    }
+
+    /// The `n`th truncation or preallocation from now on fails, without effect.
+    pub fn fail_resize(&self, n: u64) {
+        self.lock().faults.resize = Some(n);
+    }
+
+    /// The `n`th read from now on fails.
+    pub fn fail_read(&self, n: u64) {
+        self.lock().faults.read = Some(n);
+    }
+
+    /// From the `n`th operation on that would let a file grow the disk is full, as by [`set_capacity`](Self::set_capacity).
+    pub fn fill_at(&self, n: u64) {
+        self.lock().faults.fill = Some(n);
+    }
+
     /// Whether a planned fault is still to come.
     pub fn has_plan(&self) -> bool {
-        let Faults { stop_at, is_stopped, sync, rename, write, short_write } = self.lock().faults;
-        stop_at.is_some() && !is_stopped || [sync, rename, write, short_write].iter().any(Option::is_some)
+        let Faults { stop_at, is_stopped, sync, rename, write, short_write, create, remove, link, resize, read, fill } =
+            self.lock().faults;
+        let plans = [sync, rename, write, short_write, create, remove, link, resize, read, fill];
+        stop_at.is_some() && !is_stopped || plans.iter().any(Option::is_some)
     }
 
     /// The disk is full when its files have so many bytes together; none: never. May be less than they have.
@@ -355,8 +393,11 @@ impl State {
         if self.faults.is_stopped { Err(failed("the disk has stopped: everything")) } else { Ok(()) }
     }
 
-    fn check_growth(&self, file: u64, end: u64) -> io::Result<()> {
-        let growth = end.saturating_sub(self.files[&file].bytes.len() as u64);
+    fn check_growth(&mut self, file: u64, end: u64) -> io::Result<()> {
+        let growth = end.saturating_sub(self.files.get(&file).map_or(0, |inode| inode.bytes.len() as u64));
+        if growth > 0 && is_due(&mut self.faults.fill) {
+            self.capacity = Some(self.used());
+        }
         match self.capacity {
             Some(capacity) if growth > 0 && self.used() + growth > capacity => Err(full()),
             _ => Ok(()),
@@ -387,6 +428,9 @@ impl Disk for MemoryDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let state = &mut *self.lock();
         state.check()?;
+        if is_due(&mut state.faults.create) {
+            return Err(failed("a create"));
+        }
         let file = state.add_file();
         self.change_names(state, dir_of(name), NameChange::Link(name.to_owned(), file))?;
         Ok(self.handle(state, file))
@@ -411,6 +455,9 @@ impl Disk for MemoryDisk {
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
         let state = &mut *self.lock();
         let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        if is_due(&mut state.faults.link) {
+            return Err(failed("a link"));
+        }
         self.change_names(state, dir_of(to), NameChange::Link(to.to_owned(), file))
     }
 
@@ -423,6 +470,9 @@ impl Disk for MemoryDisk {
         let state = &mut *self.lock();
         if !state.names.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
+        }
+        if is_due(&mut state.faults.remove) {
+            return Err(failed("a removal"));
         }
         self.change_names(state, dir_of(name), NameChange::Unlink(name.to_owned()))
     }
@@ -482,8 +532,11 @@ impl MemoryFile {
 
 impl DiskFile for MemoryFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let state = self.lock()?;
+        let state = &mut *self.lock()?;
         state.check()?;
+        if is_due(&mut state.faults.read) {
+            return Err(failed("a read"));
+        }
         let inode = state.files.get(&self.file).ok_or(io::ErrorKind::NotFound)?;
         let rest = inode.bytes.get(offset as usize..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
@@ -526,12 +579,18 @@ impl DiskFile for MemoryFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let state = &mut *self.lock()?;
+        if is_due(&mut state.faults.resize) {
+            return Err(failed("a resize"));
+        }
         state.check_growth(self.file, len)?;
         self.change(state, Change::Resize(len))
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let state = &mut *self.lock()?;
+        if is_due(&mut state.faults.resize) {
+            return Err(failed("a resize"));
+        }
         let end = offset + len;
         state.check_growth(self.file, end)?;
         let present = state.files.get(&self.file).ok_or(io::ErrorKind::NotFound)?.bytes.len() as u64;

@@ -43,6 +43,11 @@ pub(crate) struct World {
     pub(crate) staged: u64,
     /// How often there was something to give back at rest.
     rested: u64,
+    /// How many operations there were when the snapshot was asked for that is not made yet.
+    asked: Option<usize>,
+    /// The snapshot that was made holds a prefix of at least and at most so many operations.
+    made: Option<(usize, usize)>,
+    snapshots_checked: u64,
     has_failed: bool,
 }
 
@@ -70,6 +75,9 @@ impl World {
             refused_upkeep: 0,
             staged: 0,
             rested: 0,
+            asked: None,
+            made: None,
+            snapshots_checked: 0,
             has_failed: false,
         }
     }
@@ -77,7 +85,7 @@ impl World {
     /// Runs until the disk fails, or for so many steps.
     pub(crate) fn run(&mut self, steps: usize) {
         if self.engine.is_none() {
-            self.open();
+            self.recover(false);
         }
         for _ in 0..steps {
             if self.engine.is_none() {
@@ -105,7 +113,7 @@ impl World {
         };
         let record = Record::plain(ballot, content, Millis::NONE);
         let pending = look(engine, key_ref(&key)).register.pending.map(|(ballot, _)| ballot);
-        let (change, record) = match self.random.below(24) {
+        let (change, record) = match self.random.below(29) {
             0..=5 => (Change::Store { ballot: Ballot::ZERO }, Some(record)),
             6 => (Change::Store { ballot }, Some(record)),
             7..=8 => (Change::Promise { ballot }, None),
@@ -120,6 +128,8 @@ impl World {
             16 => return self.mark(),
             17..=19 => return self.maintain(),
             20..=21 => return self.rest(),
+            22..=23 => return self.snapshot(),
+            24 => return self.close(),
             _ => return self.write(),
         };
         let is_staged = record.is_some() && self.random.below(4) == 0;
@@ -234,6 +244,69 @@ impl World {
         }
     }
 
+    /// Asks for a snapshot until it is there; the next one takes its place.
+    fn snapshot(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        if self.asked.is_none() {
+            self.made = None;
+            if engine.remove_snapshot("s").is_err() {
+                if self.disk.is_stopped() {
+                    self.engine = None;
+                }
+                return;
+            }
+        }
+        let asked = *self.asked.get_or_insert(self.operations.len());
+        match engine.snapshot("s") {
+            Ok(true) => (self.asked, self.made) = (None, Some((asked, self.operations.len()))),
+            Ok(false) => {}
+            Err(_) => {
+                self.asked = None;
+                match engine.is_poisoned() || self.disk.is_stopped() {
+                    true => (self.has_failed, self.engine) = (true, None),
+                    false => self.refused_upkeep += 1,
+                }
+            }
+        }
+    }
+
+    /// What is called a snapshot holds what it held, whatever became of the engine.
+    fn check_snapshot(&mut self) {
+        let Some((at_least, at_most)) = self.made else { return };
+        let apart = MemoryDisk::new();
+        for name in self.disk.names() {
+            if let Some(own) = name.strip_prefix("snapshots/s/") {
+                apart.insert(own, &self.disk.contents(&name).expect("there"));
+            }
+        }
+        let (engine, recovery) = Engine::open(Arc::new(apart), self.options).expect("opens");
+        assert_eq!((recovery.damaged, recovery.is_new), (vec![], false), "{}", self.label);
+        assert!(at_most <= self.operations.len(), "{}: the log lacks what a snapshot has", self.label);
+        let mut state = State::new();
+        let is_one = |count: usize| {
+            if count > 0 {
+                apply(&mut state, count - 1, &self.operations[count - 1]);
+            }
+            count >= at_least && self.difference(&engine, &state).is_none()
+        };
+        assert!((0..=at_most).any(is_one), "{}: no {at_least} to {at_most} operations made the snapshot", self.label);
+        self.snapshots_checked += 1;
+    }
+
+    /// An orderly end, and another beginning.
+    fn close(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        match engine.close() {
+            Ok(()) => self.acknowledged = self.operations.len(),
+            Err(WriteError::DiskFull) => assert!(!engine.is_poisoned(), "{}", self.label),
+            Err(_) => {
+                assert!(engine.is_poisoned(), "{}", self.label);
+                self.has_failed = true;
+            }
+        }
+        self.reopen();
+    }
+
     fn mark(&mut self) {
         let partition = self.random.below(3) as u16;
         let Some(engine) = &self.engine else { return };
@@ -284,6 +357,7 @@ impl World {
             assert!(engine.suspect_partitions().contains(PartitionId(partition)), "{}", self.label);
         }
         let kept = self.prefix(engine);
+        self.asked = None;
         // What is shown now is durable.
         self.operations.truncate(kept);
         self.acknowledged = kept;
@@ -291,6 +365,11 @@ impl World {
         for operation in &mut self.operations {
             operation.position = Position::ZERO;
         }
+        if let Some((at_least, at_most)) = &mut self.made {
+            // Operations that change nothing may be gone from the log, and be counted in neither.
+            (*at_least, *at_most) = ((*at_least).min(kept), (*at_most).min(kept));
+        }
+        self.check_snapshot();
     }
 
     /// How many operations made what the engine holds.
@@ -389,14 +468,22 @@ fn apply(state: &mut State, number: usize, operation: &Operation) {
     }
 }
 
+/// What the runs went through.
+#[derive(Debug, Default)]
+struct Seen {
+    maintained: u64,
+    collected: u64,
+    staged: u64,
+    rested: u64,
+    snapshots: u64,
+}
+
 /// Runs, stops at the `stop`th operation of the disk, crashes, recovers, goes on, and crashes again.
-fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64, u64), rested: &mut u64) -> bool {
+fn run(seed: u64, options: Options, stop: u64, seen: &mut Seen) -> bool {
     let mut world = World::new(seed, options, format!("seed {seed}, {:?}, stop {stop}", options.sync));
     world.disk.stop_at(stop);
     world.run(STEPS);
     let stopped = world.disk.is_stopped();
-    *upkeep = (upkeep.0 + world.maintained, upkeep.1 + world.collected, upkeep.2 + world.staged);
-    *rested += world.rested;
     match stop % 3 {
         0 => world.crash_twice(stop, 1 + seed.wrapping_mul(stop) % 25),
         _ => world.crash(stop),
@@ -404,6 +491,11 @@ fn run(seed: u64, options: Options, stop: u64, upkeep: &mut (u64, u64, u64), res
     world.run(12);
     world.flush();
     world.crash(stop + 1);
+    seen.maintained += world.maintained;
+    seen.collected += world.collected;
+    seen.staged += world.staged;
+    seen.rested += world.rested;
+    seen.snapshots += world.snapshots_checked;
     stopped
 }
 
@@ -411,19 +503,18 @@ const STEPS: usize = 130;
 
 #[test]
 fn every_stop_of_every_run() {
-    let (mut runs, mut upkeep, mut rested) = (0, (0, 0, 0), 0);
+    let (mut runs, mut seen) = (0, Seen::default());
     for seed in 0..4 {
         let sync = if seed % 3 == 2 { Sync::Never } else { Sync::Always };
         let options = Options { sync, ..TINY };
         let mut stop = 1;
-        while run(seed, options, stop, &mut upkeep, &mut rested) {
+        while run(seed, options, stop, &mut seen) {
             stop += 1;
         }
         runs += stop;
     }
-    println!("{runs} runs");
-    let (maintained, collected, staged) = upkeep;
-    println!("{maintained} steps of upkeep, {collected} segments collected, {staged} records staged, {rested} rests");
-    let is_enough = runs > 800 && maintained > runs && collected > runs / 4 && staged > runs && rested > runs / 2;
-    assert!(is_enough, "too few to prove anything");
+    println!("{runs} runs, {seen:?}");
+    let Seen { maintained, collected, staged, rested, snapshots } = seen;
+    let is_enough = maintained > runs && collected > runs / 4 && staged > runs && rested > runs / 2 && snapshots > runs;
+    assert!(runs > 800 && is_enough, "too few to prove anything");
 }

@@ -53,6 +53,78 @@ fn a_failed_rename_poisons_and_loses_nothing_acknowledged() {
 }
 
 #[test]
+fn a_file_that_cannot_be_made_poisons_or_is_tried_again() {
+    check("create", MemoryDisk::fail_create);
+}
+
+#[test]
+fn a_failed_resize_poisons_and_loses_nothing_acknowledged() {
+    check("resize", MemoryDisk::fail_resize);
+}
+
+/// Runs with a fault planned at every place where it can come, none of which poisons.
+fn check_harmless(name: &str, plan: impl Fn(&MemoryDisk, u64)) {
+    let (mut refused, mut n) = (0, 1);
+    for seed in 20..24 {
+        n = 1;
+        loop {
+            let mut world = World::new(seed, TINY, format!("seed {seed}, {name} {n} fails"));
+            plan(&world.disk, n);
+            world.run(100);
+            if world.disk.has_plan() {
+                break;
+            }
+            assert!(!world.has_failed(), "seed {seed}, {name} {n}");
+            refused += world.refused_upkeep;
+            world.crash(n);
+            world.run(5);
+            world.flush();
+            world.crash(n + 1);
+            n += 1;
+        }
+    }
+    assert!(refused > 0 && n > 3, "{name}: too few failures to prove anything");
+}
+
+#[test]
+fn what_cannot_be_removed_waits_until_the_engine_is_opened_again() {
+    check_harmless("removal", MemoryDisk::fail_remove);
+}
+
+#[test]
+fn a_failed_link_is_no_snapshot() {
+    check_harmless("link", MemoryDisk::fail_link);
+}
+
+/// The disk is full from every operation on that needs room, and has room again later.
+#[test]
+fn a_disk_that_fills_up_at_any_operation_fails_nothing() {
+    let mut refused = 0;
+    for seed in 40..43 {
+        let mut n = 1;
+        loop {
+            let mut world = World::new(seed, TINY, format!("seed {seed}, full from {n} on"));
+            world.disk.fill_at(n);
+            world.run(80);
+            if world.disk.has_plan() {
+                break;
+            }
+            assert!(!world.has_failed(), "a full disk was found after a write was taken: seed {seed}, {n}");
+            refused += world.refused + world.refused_upkeep;
+            world.disk.set_capacity(None);
+            world.run(10);
+            world.crash(n);
+            world.run(5);
+            world.flush();
+            assert!(world.is_open());
+            n += 1;
+        }
+        assert!(n > 20, "{n}");
+    }
+    assert!(refused > 100, "{refused} refused: too few to prove anything");
+}
+
+#[test]
 fn a_full_disk_refuses_and_fails_nothing() {
     let mut refused = 0;
     for seed in 30..33 {

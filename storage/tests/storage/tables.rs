@@ -9,7 +9,7 @@ use dunlin_storage::{Engine, MemoryDisk, Options, Position, ScanRange, WriteErro
 
 use crate::support::{Random, SMALL, TINY, change, flush, key, look, maintain, record, stamp, store, tombstone, value};
 
-type Model = BTreeMap<(u16, Vec<u8>), Vec<u8>>;
+pub(crate) type Model = BTreeMap<(u16, Vec<u8>), Vec<u8>>;
 
 pub(crate) fn open_with(disk: &MemoryDisk, options: Options) -> Engine {
     let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");

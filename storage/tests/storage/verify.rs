@@ -7,9 +7,7 @@ use dunlin_protocol::{KeyspaceId, PartitionId};
 use dunlin_storage::{Engine, FileDisk, MemoryDisk, ScanRange, verify};
 
 use crate::support::{Random, TINY, flush, key, look, maintain, record, store};
-use crate::tables::{check, churn, open_with};
-
-type Model = BTreeMap<(u16, Vec<u8>), Vec<u8>>;
+use crate::tables::{Model, check, churn, open_with};
 
 /// A directory with tables in two levels, cold segments and a log, closed in order.
 fn build() -> (BTreeMap<String, Vec<u8>>, Model) {

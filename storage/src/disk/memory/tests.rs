@@ -89,6 +89,22 @@ fn faults_come_where_they_are_planned() {
     assert_eq!(file.write_at(0, b"1234").expect("writes"), 2);
     disk.fail_rename(1);
     assert!(disk.rename("a", "b").is_err() && disk.rename("a", "b").is_ok() && !disk.has_plan());
+    disk.fail_create(1);
+    assert!(disk.create("c").is_err() && disk.contents("c").is_none() && disk.create("c").is_ok());
+    disk.fail_link(1);
+    assert!(disk.link("c", "d").is_err() && disk.contents("d").is_none() && disk.link("c", "d").is_ok());
+    disk.fail_remove(1);
+    assert!(disk.remove("d").is_err() && disk.contents("d").is_some() && disk.remove("d").is_ok());
+    disk.fail_resize(1);
+    assert!(file.truncate(9).is_err() && file.len().expect("has one") < 9);
+    disk.fail_resize(1);
+    assert!(file.preallocate(0, 9).is_err() && file.len().expect("has one") < 9);
+    disk.fail_read(1);
+    assert!(file.read_at(0, &mut [0]).is_err() && file.read_at(0, &mut [0]).is_ok());
+    disk.fill_at(2);
+    assert!(file.write_at(0, b"1").is_ok() && file.truncate(5).is_ok() && disk.has_plan());
+    assert!(file.truncate(6).is_err() && file.write_at(4, b"1").is_ok() && file.truncate(6).is_err());
+    assert!(!disk.has_plan());
     disk.set_capacity(Some(10));
     assert!(file.write_at(6, b"1234").is_ok());
     for error in [file.write_at(7, b"1234").err(), file.preallocate(0, 11).err(), file.truncate(11).err()] {
