@@ -7,6 +7,7 @@ use std::sync::Arc;
 use dunlin_protocol::register::{Change, Held, Register};
 use dunlin_protocol::{Ballot, Content, KeyspaceId, Millis, PartitionId, Record};
 use dunlin_storage::{Engine, KeyRef, MemoryDisk, Options, Position, Recovery, ScanRange, Sync, WriteError};
+use proptest::prelude::*;
 
 use crate::support::{Random, TINY, key, look, stamp};
 
@@ -517,4 +518,15 @@ fn every_stop_of_every_run() {
     let Seen { maintained, collected, staged, rested, snapshots } = seen;
     let is_enough = maintained > runs && collected > runs / 4 && staged > runs && rested > runs / 2 && snapshots > runs;
     assert!(runs > 800 && is_enough, "too few to prove anything");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// Runs that nobody chose, stopped anywhere.
+    #[test]
+    fn some_stops_of_any_run(seed: u64, stop in 1..400u64, is_synced: bool, inline_bytes in 0..200usize) {
+        let sync = if is_synced { Sync::Always } else { Sync::Never };
+        run(seed, Options { sync, inline_bytes, ..TINY }, stop, &mut (0, 0, 0));
+    }
 }
