@@ -15,7 +15,7 @@ mod timekeeper;
 pub mod transport;
 
 pub use coordinator::CoordinatorConfig;
-pub use log_writer::WriterPlace;
+pub use log_writer::{BLOBS, WriterPlace};
 pub use node::{Node, NodeConfig};
 pub use outbox::{Input, Outbox, ReplyTo};
 pub use server::{Environment, Probe, ServeError, Server};

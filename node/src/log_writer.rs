@@ -14,6 +14,9 @@ use tokio::sync::Notify;
 /// The file that keeps the newest topology that was adopted.
 pub(crate) const TOPOLOGY: &str = "TOPOLOGY";
 
+/// The small files of a node's data directory that are its own, each a [blob](dunlin_storage::store_blob).
+pub const BLOBS: [&str; 1] = [TOPOLOGY];
+
 /// Where the writer works.
 pub enum WriterPlace {
     /// On a thread of its own.

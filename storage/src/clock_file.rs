@@ -76,6 +76,28 @@ impl ClockFile {
         self.write(until, self.boot).map_err(FileError::io(NAME))
     }
 
+    /// The damaged slots of the file, looked at from outside, while its owner may write to it: a slot counts that was damaged in the same way twice.
+    pub(crate) fn damaged(disk: &dyn Disk) -> Result<Vec<Damage>, FileError> {
+        let file = match disk.open(NAME) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(FileError::io(NAME)(error)),
+        };
+        let look = || {
+            let bytes = read_all(&*file, 2 * SLOT_STEP).map_err(FileError::io(NAME))?;
+            let slots = [Slot::read(&bytes, 0), Slot::read(&bytes, 1)];
+            slots.into_iter().filter_map(|slot| slot.err().map(SlotError::damage)).collect::<Result<Vec<_>, _>>()
+        };
+        let mut before = look()?;
+        loop {
+            let damaged = look()?;
+            if damaged == before {
+                return Ok(damaged);
+            }
+            before = damaged;
+        }
+    }
+
     fn create(disk: &dyn Disk) -> io::Result<Self> {
         let file = disk.create(TEMPORARY)?;
         let mut clock = Self::of(file, Slot { sequence: 0, reserve: Millis::NONE, boot: BootNumber(0) });

@@ -17,13 +17,13 @@ use crate::options::Options;
 use crate::place::{Place, Position};
 use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
+use crate::scrub::ScrubPlace;
 use crate::staging::Stage;
 use crate::stats::Stats;
 use crate::suspects::Suspects;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::table::{BlockCache, block_cache};
-use crate::verify::Scrub;
 use crate::view::View;
 use crate::writer::Writer;
 
@@ -95,7 +95,7 @@ pub struct Engine {
     /// Held across I/O by `stage`.
     pub(crate) stage: Mutex<Option<Stage>>,
     /// Held across I/O by `scrub`.
-    pub(crate) scrub: Mutex<Scrub>,
+    pub(crate) scrub: Mutex<ScrubPlace>,
     pub(crate) durable_upto: AtomicU64,
     pub(crate) keys: AtomicU64,
     pub(crate) next_segment: AtomicU64,

@@ -45,6 +45,26 @@ pub enum DamageKind {
     MissingPending,
 }
 
+impl DamageKind {
+    /// A name for machines, which stays.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checksum => "checksum",
+            Self::Missing => "missing",
+            Self::MissingFile => "missing_file",
+            Self::CutShort => "cut_short",
+            Self::SwappedFile => "swapped_file",
+            Self::Malformed => "malformed",
+            Self::MissingPending => "missing_pending",
+        }
+    }
+
+    /// Whether `expected` and `found` are checksums, ids or ballots, which are written in hexadecimal; otherwise they are counted.
+    pub fn is_code(self) -> bool {
+        matches!(self, Self::Checksum | Self::SwappedFile | Self::Malformed | Self::MissingPending)
+    }
+}
+
 /// Damage found in a file. Never repaired silently, never a panic.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Damage {

@@ -14,6 +14,7 @@
 //! log or the manifest (it is poisoned and recovers by reopening), or drop tombstones, promises or anything else unless the caller says so.
 
 mod blob;
+mod check;
 mod clock_file;
 mod collection;
 mod disk;
@@ -37,6 +38,7 @@ mod references;
 mod replay;
 mod rest;
 mod room;
+mod scrub;
 mod segment;
 mod snapshot;
 mod staging;
@@ -60,7 +62,8 @@ pub use options::{Options, Sync};
 pub use place::{Place, Position, SegmentId};
 pub use reading::{ScanRange, Visited};
 pub use recovery::Recovery;
+pub use scrub::{ScrubPlace, Scrubbed};
 pub use staging::Staged;
 pub use stats::Stats;
 pub use suspects::Suspects;
-pub use verify::{Scrubbed, Verification, verify};
+pub use verify::{Verification, VerifyProgress, verify, verify_with_progress};

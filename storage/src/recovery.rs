@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::blob;
 use crate::disk::{Disk, DiskFile, read_all, read_into, write_all};
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, is_disk_full};
-use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, check, seal_end};
+use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, seal_end};
 use crate::log::Tail;
 use crate::manifest::{Listing, MANIFEST, Manifest};
 use crate::memtable::Memtable;
@@ -21,7 +21,7 @@ use crate::place::{Position, SEGMENTS_DIR, SegmentId};
 use crate::references::Segments;
 use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
 use crate::room::Next;
-use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader};
+use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader, ends_with_seal};
 use crate::suspects::Suspects;
 use crate::table::{TABLES_DIR, Table, TableId, block_cache};
 use crate::view::{Levels, View};
@@ -342,14 +342,6 @@ fn find_segments(
         found.insert(id, Found { listing, file });
     }
     Ok(found)
-}
-
-/// Whether a recovery that was itself cut off had given back the file's unused room.
-fn ends_with_seal(file: &dyn DiskFile, id: SegmentId, len: u64) -> io::Result<bool> {
-    let Some(offset) = len.checked_sub(HEAD_LEN as u64) else { return Ok(false) };
-    let mut item = [0; HEAD_LEN];
-    let read = file.read_at(offset, &mut item)?;
-    Ok(check(&item[..read], id, offset).is_ok_and(|head| head.is_seal()))
 }
 
 fn read_header(file: &dyn DiskFile, id: SegmentId) -> Result<Result<SegmentHeader, Damage>, OpenError> {

@@ -17,9 +17,11 @@
 //! A segment is preallocated in steps, and where batches are small written ahead with zeros. It is sealed (synced and cut to its length) when the
 //! writer goes on to the next one, which was made, synced and listed in the manifest before anything was appended to it.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::disk::DiskFile;
+use crate::frame::{HEAD_LEN, check};
 use crate::manifest::Listing;
 use crate::place::{Position, SegmentId};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -89,6 +91,14 @@ fn checksum(header: &[u8; SEGMENT_HEADER_LEN]) -> u32 {
     hasher.update(&header[..12]);
     hasher.update(&header[16..]);
     hasher.finalize()
+}
+
+/// Whether a recovery that was itself cut off had given back the unused room of a file of this length.
+pub(crate) fn ends_with_seal(file: &dyn DiskFile, id: SegmentId, len: u64) -> io::Result<bool> {
+    let Some(offset) = len.checked_sub(HEAD_LEN as u64) else { return Ok(false) };
+    let mut item = [0; HEAD_LEN];
+    let read = file.read_at(offset, &mut item)?;
+    Ok(check(&item[..read], id, offset).is_ok_and(|head| head.is_seal()))
 }
 
 /// An open segment.

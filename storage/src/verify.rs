@@ -1,22 +1,27 @@
-//! Checking everything that lies on the disk.
+//! Checking everything that lies on the disk, also while an engine writes there.
+//!
+//! Nothing is locked. What is listed in the manifest was durable before it was listed, sealed files never change, and a file goes only once a
+//! manifest that does not have it any more is in place. So whatever looks damaged is looked at again under a newer manifest: a file that is not
+//! listed any more is no damage, and what holds its data now is checked in its place. The log is judged as far as its own batches say that it was
+//! synced when they were written.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use crate::disk::{Disk, DiskFile};
+use crate::check::Check;
+use crate::clock_file::ClockFile;
+use crate::disk::{Disk, DiskFile, read_all};
 use crate::engine::Engine;
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError};
-use crate::frame::{self, Frame, HEAD_LEN, MAX_FRAME_LEN};
-use crate::indexed::Indexed;
-use crate::manifest::{Listing, Manifest};
-use crate::place::{Place, SegmentId};
-use crate::replay::Findings;
-use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::table::{BlockCursor, Table, TableId, split_key};
+use crate::identity::Identity;
+use crate::manifest::{MANIFEST, Manifest};
+use crate::place::{SEGMENTS_DIR, SegmentId};
+use crate::replay::{Contents, Findings, highest_synced};
+use crate::table::{TABLES_DIR, TableId};
 
-/// So much of a segment is read in one go.
-const READ_LEN: usize = 4 << 20;
+/// So many files are open at a time: an open file stays when its name goes.
+const OPEN_FILES: usize = 256;
 
 /// What a check of everything found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -33,38 +38,68 @@ pub struct Verification {
     pub damage_count: u64,
 }
 
-/// Checks a data directory that no engine has open: every checksum, and that what tables refer to is there and belongs to its key. Writes nothing.
-/// The end of the log, behind what is known to have been synced, is not judged: that is what opening is for.
+/// How far a check has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VerifyProgress {
+    /// Segments and tables that were checked.
+    pub files: u64,
+    /// How many there are; more may come where the directory is written to.
+    pub of_files: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+}
+
+/// Checks a data directory, also one that an engine has open, in this process or another one: every checksum, and that what tables refer to is there
+/// and belongs to its key. Writes nothing. Of the log, what comes behind the last part that is known to have been synced is not judged: that is what
+/// opening is for. A directory without any file of an engine's passes, with no files.
 ///
 /// # Errors
 /// A file cannot be read, or is of a newer version.
 pub fn verify(disk: &dyn Disk) -> Result<Verification, OpenError> {
-    let manifest = match Manifest::load(disk) {
-        Ok(Some(Ok(manifest))) => manifest,
-        Ok(None) => return Ok(Verification::default()),
-        Ok(Some(Err(_))) => {
-            let damage = crate::blob::damage(crate::manifest::MANIFEST, DamageKind::Malformed, 0, 0);
-            return Ok(Verification { damaged: vec![damage], damage_count: 1, ..Verification::default() });
+    verify_with_progress(disk, &mut |_| {})
+}
+
+/// As [`verify`], and tells now and then how far it has got.
+pub fn verify_with_progress(
+    disk: &dyn Disk,
+    progress: &mut dyn FnMut(VerifyProgress),
+) -> Result<Verification, OpenError> {
+    let mut findings = Findings::default();
+    for damage in damaged_marks(disk)? {
+        findings.add(damage);
+    }
+    let manifest = match load(disk)? {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => return Ok(result(Verification::default(), findings)),
+        Err(damage) => {
+            findings.add(damage);
+            return Ok(result(Verification::default(), findings));
         }
-        Err(FileError::Damaged(damage)) => {
-            return Ok(Verification { damaged: vec![damage], damage_count: 1, ..Verification::default() });
-        }
-        Err(error) => return Err(error.into()),
     };
-    verify_listed(disk, &manifest)
+    let mut verifier = Verifier {
+        disk,
+        synced_upto: 0,
+        manifest,
+        done: BTreeSet::new(),
+        findings,
+        found: Verification::default(),
+        progress,
+    };
+    while verifier.round()? {}
+    Ok(result(verifier.found, verifier.findings))
+}
+
+fn result(found: Verification, findings: Findings) -> Verification {
+    Verification { damaged: findings.damaged, damage_count: findings.count, ..found }
 }
 
 impl Engine {
-    /// Checks what is on the disk while the engine is used, as [`verify`] does; what changes meanwhile may be left out. What is damaged is
-    /// suspect afterwards.
+    /// Checks what is on the disk while the engine is used, as [`verify`] does. What is damaged is suspect afterwards.
     ///
     /// # Errors
     /// As [`verify`].
     pub fn verify(&self) -> Result<Verification, OpenError> {
-        // Files that are merged or collected meanwhile would be missed: upkeep waits.
-        let _upkeep = self.maintenance.lock().expect("upkeep does not panic");
-        let manifest = self.lock_manifest().clone();
-        let found = verify_listed(&*self.disk, &manifest)?;
+        let found = verify(&*self.disk)?;
         for damage in &found.damaged {
             self.note_damage(&ReadError::Damaged(damage.clone()));
         }
@@ -72,299 +107,187 @@ impl Engine {
     }
 }
 
-/// Where the scrubber is: everything is read again and again, a little at a time.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Scrub {
-    /// In the tables, from this one's block on; or else in the segments, from this one's offset on.
-    is_in_segments: bool,
-    id: u64,
-    at: u64,
+/// The damage of what the owner must not forget, beside the data. Files that are not there are its owner's affair.
+fn damaged_marks(disk: &dyn Disk) -> Result<Vec<Damage>, OpenError> {
+    let mut damaged = match Identity::load(disk) {
+        Ok(_) => Vec::new(),
+        Err(FileError::Damaged(damage)) => vec![damage],
+        Err(error) => return Err(error.into()),
+    };
+    damaged.extend(ClockFile::damaged(disk)?);
+    Ok(damaged)
 }
 
-/// What a step of the scrubber did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Scrubbed {
-    /// Bytes that were read.
-    pub bytes: u64,
-    /// Whether everything was read once since the last time.
-    pub ended: bool,
-    /// What is damaged: suspect now, durably with the next step of upkeep.
-    pub damaged: Vec<Damage>,
+/// The manifest, none where there is nothing that it could list; or its damage.
+fn load(disk: &dyn Disk) -> Result<Result<Option<Manifest>, Damage>, OpenError> {
+    // A directory that is being made has files a moment after it had none.
+    for is_last in [false, true] {
+        match Manifest::load(disk) {
+            Ok(Some(Ok(manifest))) => return Ok(Ok(Some(manifest))),
+            Ok(Some(Err(_))) => return Ok(Err(crate::blob::damage(MANIFEST, DamageKind::Malformed, 0, 0))),
+            Err(FileError::Damaged(damage)) => return Ok(Err(damage)),
+            Err(error) => return Err(error.into()),
+            Ok(None) if is_last => {}
+            Ok(None) if is_empty(disk)? => return Ok(Ok(None)),
+            Ok(None) => {}
+        }
+    }
+    let missing = crate::blob::damage(MANIFEST, DamageKind::MissingFile, 1, 0);
+    Ok(Err(Damage { affected: Affected::Everything, ..missing }))
 }
 
-impl Engine {
-    /// The scrubber's step: reads and checks the next part, of about so many bytes, of what is not written to any more. Its owner calls it at the
-    /// rate at which everything is to be read once, say, a week.
-    ///
-    /// # Errors
-    /// A file cannot be read; the next step tries the next one.
-    pub fn scrub(&self, slice_bytes: u64) -> Result<Scrubbed, OpenError> {
-        let mut scrub = self.scrub.lock().expect("the scrubber does not panic");
-        let manifest = self.lock_manifest().clone();
-        let synced_upto = manifest.position;
-        let (findings, found) = (Findings::default(), Verification::default());
-        let mut check = Check { disk: &*self.disk, manifest: &manifest, synced_upto, findings, found };
-        let mut ended = false;
-        while check.found.bytes < slice_bytes && !ended {
-            ended = match scrub.is_in_segments {
-                false => self.scrub_table(&mut check, &mut scrub)?,
-                true => self.scrub_segment(&mut check, &mut scrub, slice_bytes)?,
+fn is_empty(disk: &dyn Disk) -> Result<bool, OpenError> {
+    for dir in [SEGMENTS_DIR, TABLES_DIR] {
+        match disk.list(dir) {
+            Ok(names) if !names.is_empty() => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(OpenError::io(dir)(error)),
+        }
+    }
+    Ok(true)
+}
+
+/// A file that the manifest lists.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Listed {
+    Segment(SegmentId),
+    Table(TableId),
+}
+
+impl Listed {
+    fn name(&self) -> String {
+        match self {
+            Self::Segment(id) => id.file_name(),
+            Self::Table(id) => id.file_name(),
+        }
+    }
+
+    fn is_in(&self, manifest: &Manifest) -> bool {
+        match self {
+            Self::Segment(id) => manifest.segments.contains_key(id),
+            Self::Table(id) => manifest.tables.iter().any(|(listed, _)| listed == id),
+        }
+    }
+
+    /// Whether the file is to be what it was to be under an older manifest. The end of a segment is listed before what lies behind it is cut off.
+    fn is_unchanged(&self, older: &Manifest, newer: &Manifest) -> bool {
+        let Self::Segment(id) = self else { return true };
+        let end = |manifest: &Manifest| manifest.segments.get(id).map_or(0, |listing| listing.end);
+        end(older) > 0 || end(newer) == 0
+    }
+}
+
+struct Verifier<'a> {
+    disk: &'a dyn Disk,
+    /// The newest one that was read.
+    manifest: Manifest,
+    /// The log is known to have been synced up to here.
+    synced_upto: u64,
+    /// Files that need not be looked at any more.
+    done: BTreeSet<Listed>,
+    findings: Findings,
+    found: Verification,
+    progress: &'a mut dyn FnMut(VerifyProgress),
+}
+
+impl Verifier<'_> {
+    /// Checks what the manifest lists and was not checked yet. Whether there may be more: some of it was removed meanwhile, so its data are elsewhere.
+    fn round(&mut self) -> Result<bool, OpenError> {
+        self.find_synced()?;
+        let segments = self.manifest.segments.keys().map(|id| Listed::Segment(*id));
+        let tables = self.manifest.tables.iter().map(|(id, _)| Listed::Table(*id));
+        let listed: Vec<_> = segments.chain(tables).filter(|file| !self.done.contains(file)).collect();
+        let mut has_gone = false;
+        for (number, files) in listed.chunks(OPEN_FILES).enumerate() {
+            let open = |file: &Listed| match self.disk.open(&file.name()) {
+                Ok(opened) => Ok((*file, Some(opened))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((*file, None)),
+                Err(error) => Err(OpenError::io(file.name())(error)),
             };
-        }
-        for damage in &check.findings.damaged {
-            self.note_damage(&ReadError::Damaged(damage.clone()));
-        }
-        Ok(Scrubbed { bytes: check.found.bytes, ended, damaged: check.findings.damaged })
-    }
-
-    fn scrub_table(&self, check: &mut Check<'_>, scrub: &mut Scrub) -> Result<bool, OpenError> {
-        let view = self.view();
-        let Some(table) = view.levels.tables().filter(|t| t.id().0 >= scrub.id).min_by_key(|t| t.id()) else {
-            *scrub = Scrub { is_in_segments: true, ..Scrub::default() };
-            return Ok(false);
-        };
-        let number = if table.id().0 == scrub.id { scrub.at as usize } else { 0 };
-        *scrub = match number + 1 < table.blocks() {
-            true => Scrub { id: table.id().0, at: number as u64 + 1, ..*scrub },
-            false => Scrub { id: table.id().0 + 1, at: 0, ..*scrub },
-        };
-        check.found.bytes += crate::table::BLOCK_LEN as u64;
-        match table.read_block(number) {
-            Ok(_) => Ok(false),
-            Err(ReadError::Damaged(damage)) => {
-                check.findings.add(damage);
-                Ok(false)
+            let opened = files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            for (place, (file, opened)) in opened.into_iter().enumerate() {
+                has_gone |= !self.settle(file, opened.as_ref())?;
+                self.done.insert(file);
+                let rest = listed.len() - number * OPEN_FILES - place - 1;
+                let files = self.found.files;
+                let of_files = files + rest as u64;
+                (self.progress)(VerifyProgress { files, of_files, bytes: self.found.bytes });
             }
-            Err(error) => Err(error.into()),
+        }
+        if has_gone {
+            self.reload()?;
+        }
+        Ok(has_gone)
+    }
+
+    /// Checks a file until what is found cannot be the doing of a change meanwhile. False: the file is not listed any more.
+    fn settle(&mut self, file: Listed, opened: Option<&Arc<dyn DiskFile>>) -> Result<bool, OpenError> {
+        loop {
+            let mut check = Check::new(self.disk, &self.manifest, self.synced_upto);
+            match (file, opened) {
+                (Listed::Segment(id), Some(opened)) => check.segment(id, &**opened)?,
+                (Listed::Table(id), Some(opened)) => check.table(id, opened.clone())?,
+                (_, None) => check.missing(file.name()),
+            }
+            let Check { findings, bytes, items, .. } = check;
+            if findings.count > 0 {
+                let older = self.manifest.clone();
+                if !self.reload()? {
+                    // The manifest's own damage is found, and what it lists now unknown.
+                } else if !file.is_in(&self.manifest) {
+                    return Ok(false);
+                } else if !file.is_unchanged(&older, &self.manifest) {
+                    continue;
+                }
+            }
+            self.found.files += u64::from(opened.is_some());
+            (self.found.bytes, self.found.items) = (self.found.bytes + bytes, self.found.items + items);
+            // More than are listed are counted only.
+            self.findings.count += findings.count - findings.damaged.len() as u64;
+            findings.damaged.into_iter().for_each(|damage| self.add(damage));
+            return Ok(true);
         }
     }
 
-    /// Whether that was the last one.
-    fn scrub_segment(&self, check: &mut Check<'_>, scrub: &mut Scrub, slice: u64) -> Result<bool, OpenError> {
-        let position = check.manifest.position;
-        let mut rest = check.manifest.segments.range(SegmentId(scrub.id)..);
-        let Some((&id, _)) = rest.find(|(_, listing)| listing.is_behind(position)) else {
-            *scrub = Scrub::default();
-            return Ok(true);
-        };
-        let start = if id.0 == scrub.id { scrub.at.max(SEGMENT_HEADER_LEN as u64) } else { SEGMENT_HEADER_LEN as u64 };
-        // Next time the one behind it, whatever happens here.
-        *scrub = Scrub { id: id.0 + 1, at: 0, ..*scrub };
-        // One that was collected meanwhile is gone.
-        let Some(segment) = self.segments.get(id) else { return Ok(false) };
-        let end = segment.written();
-        let stopped = check.frames(&*segment.file, id, start, end, start + slice)?;
-        if stopped < end {
-            *scrub = Scrub { id: id.0, at: stopped, ..*scrub };
+    /// What is referred to may have been found when its own file was read.
+    fn add(&mut self, damage: Damage) {
+        let is_same = |other: &Damage| other.file == damage.file && other.offset == damage.offset;
+        if !self.findings.damaged.iter().any(is_same) {
+            self.findings.add(damage);
+        }
+    }
+
+    /// Reads the manifest again. False: it is damaged, or gone.
+    fn reload(&mut self) -> Result<bool, OpenError> {
+        match load(self.disk)? {
+            Ok(Some(manifest)) => {
+                self.manifest = manifest;
+                return Ok(true);
+            }
+            Ok(None) => self.add(crate::blob::damage(MANIFEST, DamageKind::MissingFile, 1, 0)),
+            Err(damage) => self.add(damage),
         }
         Ok(false)
     }
-}
 
-fn verify_listed(disk: &dyn Disk, manifest: &Manifest) -> Result<Verification, OpenError> {
-    let synced_upto = manifest.segments.values().map(|listing| listing.synced_upto).max().unwrap_or(0);
-    let synced_upto = synced_upto.max(manifest.position);
-    let mut check =
-        Check { disk, manifest, synced_upto, findings: Findings::default(), found: Verification::default() };
-    for (&id, listing) in &manifest.segments {
-        check.segment(id, listing)?;
-    }
-    for &(id, _) in &manifest.tables {
-        check.table(id)?;
-    }
-    let Check { findings, found, .. } = check;
-    Ok(Verification { damaged: findings.damaged, damage_count: findings.count, ..found })
-}
-
-struct Check<'a> {
-    disk: &'a dyn Disk,
-    manifest: &'a Manifest,
-    /// The log is known to have been synced up to here.
-    synced_upto: u64,
-    findings: Findings,
-    found: Verification,
-}
-
-impl Check<'_> {
-    fn damage(
-        &mut self,
-        file: String,
-        offset: u64,
-        kind: DamageKind,
-        (expected, found): (u64, u64),
-        affected: Affected,
-    ) {
-        self.findings.add(Damage { file, offset, kind, expected, found, affected });
-    }
-
-    fn open(&mut self, name: &str) -> Result<Option<Arc<dyn DiskFile>>, OpenError> {
-        match self.disk.open(name) {
-            Ok(file) => {
-                self.found.files += 1;
-                Ok(Some(file))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.damage(name.to_owned(), 0, DamageKind::MissingFile, (1, 0), Affected::Everything);
-                Ok(None)
-            }
-            Err(error) => Err(OpenError::io(name)(error)),
-        }
-    }
-
-    fn segment(&mut self, id: SegmentId, listing: &Listing) -> Result<(), OpenError> {
-        let name = id.file_name();
-        let Some(file) = self.open(&name)? else { return Ok(()) };
-        let len = file.len().map_err(OpenError::io(&name))?;
-        let mut header = [0; SEGMENT_HEADER_LEN];
-        let read = file.read_at(0, &mut header).map_err(OpenError::io(&name))?;
-        match SegmentHeader::decode(&header[..read]) {
-            Ok(header) if header.id == id => {}
-            Ok(header) => {
-                self.damage(name, 0, DamageKind::SwappedFile, (id.0, header.id.0), Affected::Everything);
-                return Ok(());
-            }
-            Err(BadHeader::Version(found)) => {
-                return Err(OpenError::Version { file: name, found, known: crate::segment::SEGMENT_VERSION });
-            }
-            Err(BadHeader::Checksum { expected, found }) => {
-                let sums = (expected.into(), found.into());
-                self.damage(name.clone(), 0, DamageKind::Checksum, sums, Affected::Nothing);
-            }
-        }
-        // What is still written to is judged as far as it is known to be synced.
-        let synced = self.synced_upto.saturating_sub(listing.base).min(len);
-        let end = if listing.end > 0 { listing.end } else { synced };
-        if listing.is_cut_short(len) || len < end {
-            let expected = end.max(listing.least_len);
-            self.damage(name.clone(), len, DamageKind::CutShort, (expected, len), Affected::Everything);
-        }
-        self.frames(&*file, id, SEGMENT_HEADER_LEN as u64, end.min(len), u64::MAX)?;
-        Ok(())
-    }
-
-    /// Checks the frames from an offset on, until one begins at `limit` or behind. Returns where it stopped; `end` or more: there are no more.
-    fn frames(
-        &mut self,
-        file: &dyn DiskFile,
-        id: SegmentId,
-        mut start: u64,
-        end: u64,
-        limit: u64,
-    ) -> Result<u64, OpenError> {
-        let name = id.file_name();
-        let mut at = 0;
-        let mut bytes = Vec::new();
-        loop {
-            if start + at as u64 >= limit {
-                return Ok(start + at as u64);
-            }
-            let is_last = start + bytes.len() as u64 >= end;
-            if !is_last && bytes.len() - at < MAX_FRAME_LEN {
-                start += at as u64;
-                bytes.resize(READ_LEN.min(usize::try_from(end - start).unwrap_or(usize::MAX)), 0);
-                let read = file.read_at(start, &mut bytes).map_err(OpenError::io(&name))?;
-                bytes.truncate(read);
-                self.found.bytes += read as u64;
-                at = 0;
-                if read == 0 {
-                    return Ok(end);
-                }
-                continue;
-            }
-            if bytes.len() - at < HEAD_LEN {
-                return Ok(end);
-            }
-            let offset = start + at as u64;
-            match frame::check(&bytes[at..], id, offset) {
-                Ok(head) => {
-                    self.found.items += 1;
-                    at += head.len as usize;
-                }
-                // Allocated and never used: the file was left and not cut off.
-                Err(_) if bytes[at..].iter().all(|&byte| byte == 0) => return Ok(end),
-                Err(bad) => {
-                    let sums = (bad.expected.into(), bad.found.into());
-                    let affected = match bad.head {
-                        Some(head) if head.is_batch() => Affected::Nothing,
-                        Some(head) => Affected::Partition(head.partition),
-                        None => Affected::Everything,
-                    };
-                    self.damage(name.clone(), offset, DamageKind::Checksum, sums, affected);
-                    let next = match bad.head {
-                        Some(head) => Some(at + head.len as usize),
-                        // Offsets are part of the checksum: the rest is looked through as if the segment began where it was read.
-                        None => frame::find_batch_at(&bytes, at, id, start),
-                    };
-                    match next {
-                        Some(next) if next <= bytes.len() => at = next,
-                        _ => return Ok(end),
-                    }
-                }
-            }
-        }
-    }
-
-    fn table(&mut self, id: TableId) -> Result<(), OpenError> {
-        self.found.files += 1;
-        let table = match Table::open(self.disk, id)? {
-            Ok((table, damage)) => {
-                damage.into_iter().for_each(|damage| self.findings.add(damage));
-                table
-            }
-            Err(damage) => {
-                self.findings.add(damage);
-                return Ok(());
-            }
-        };
-        self.found.bytes += table.meta().file_len;
-        for number in 0..table.blocks() {
-            match self.block(&table, number) {
-                Ok(()) => {}
-                Err(ReadError::Damaged(damage)) => self.findings.add(damage),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn block(&mut self, table: &Table, number: usize) -> Result<(), ReadError> {
-        let malformed = || table.malformed(number);
-        let mut cursor = BlockCursor::first(table.read_block(number)?).map_err(|_| malformed())?;
-        while let Some(key) = cursor.key() {
-            let key = split_key(key).ok_or_else(malformed)?;
-            let indexed = Indexed::decode(cursor.body()).map_err(|_| malformed())?;
-            self.found.items += 1;
-            for (held, _) in indexed.held().filter(|(held, _)| !held.place.is_inline()) {
-                self.reference(key, &held.place)?;
-            }
-            cursor.advance().map_err(|_| malformed())?;
-        }
-        Ok(())
-    }
-
-    /// What a table refers to is there, and is the key's. An entry that a newer one hides may refer to what is gone.
-    fn reference(&mut self, key: crate::engine::KeyRef<'_>, place: &Place) -> Result<(), ReadError> {
-        if !self.manifest.segments.contains_key(&place.segment) {
-            return Ok(());
-        }
-        let (name, affected) = (place.segment.file_name(), Affected::Partition(key.partition));
-        let Ok(file) = self.disk.open(&name) else { return Ok(()) };
-        let mut item = vec![0; place.len as usize];
-        let read = file.read_at(place.offset, &mut item);
-        let read = read.map_err(|source| ReadError::Io { file: name.clone(), offset: place.offset, source })?;
-        item.truncate(read);
-        match frame::check(&item, place.segment, place.offset) {
-            // It was found when the segment was read, or nothing reads it but this.
-            Err(bad) => {
-                let sums = (bad.expected.into(), bad.found.into());
-                self.damage(name, place.offset, DamageKind::Checksum, sums, affected);
-            }
-            Ok(_) => {
-                let item = Bytes::from(item);
-                let is_its = Frame::read(&item).is_ok_and(|frame| frame.key == key && frame.record.is_some());
-                if !is_its {
-                    self.damage(name, place.offset, DamageKind::Malformed, (0, 0), affected);
-                }
+    /// Finds out up to where the log was synced: the last segment that has a batch has the highest mark of all of them.
+    fn find_synced(&mut self) -> Result<(), OpenError> {
+        let manifest = &self.manifest;
+        let listed = manifest.segments.values().map(|listing| listing.synced_upto).max().unwrap_or(0);
+        self.synced_upto = self.synced_upto.max(listed).max(manifest.position);
+        let position = manifest.position;
+        for (&id, listing) in manifest.segments.iter().rev().filter(|(_, listing)| !listing.is_behind(position)) {
+            let name = id.file_name();
+            let file = match self.disk.open(&name) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(OpenError::io(name)(error)),
+            };
+            let bytes = read_all(&*file, listing.capacity).map_err(OpenError::io(name))?;
+            if let Some(synced_upto) = highest_synced(Contents { id, listing: *listing, bytes: &bytes }) {
+                self.synced_upto = self.synced_upto.max(synced_upto);
+                break;
             }
         }
         Ok(())

@@ -294,9 +294,10 @@ pub(crate) struct RawOutcome {
     pub(crate) op_id: String,
 }
 
-/// Check a stopped node's data: every checksum and every reference
+/// Check a node's data: every checksum and every reference
 ///
-/// Prints each damaged place with file, offset, and what was expected and found, and exits with 8 if there is any. Changes nothing.
+/// The node may run or not: nothing is locked or changed, and what a running node writes meanwhile is not taken for damage. Prints each damaged place
+/// with file, offset, and what was expected and found, and exits with 8 if there is any.
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  dunlin verify --data ./cluster/n1/data\n  dunlin verify --data ./cluster/n1/data --json"

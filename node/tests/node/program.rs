@@ -381,6 +381,67 @@ fn a_damaged_segment_costs_one_partition_of_one_node() {
 }
 
 #[test]
+fn a_running_nodes_data_is_checked() {
+    let home = Home::new();
+    let dev = home.dev(3);
+    let value = "a-value-that-is-found-in-the-segment";
+    home.dunlin(&format!("put damaged {value} --level all")).expect(0);
+    fs::write(home.path("large"), bytes(1 << 20, 9)).expect("written");
+    // Checked again and again while the node is written to.
+    let is_done = AtomicBool::new(false);
+    let checks = std::thread::scope(|scope| {
+        let (home, is_done) = (&home, &is_done);
+        let checker = scope.spawn(move || {
+            let mut checks = 0;
+            while !is_done.load(Ordering::Acquire) || checks == 0 {
+                let told = home.dunlin("verify --data d/n1/data --json").expect(0).json();
+                assert_eq!((&told["code"], &told["damage_count"]), (&"OK".into(), &0.into()), "{told}");
+                assert!(told["items"].as_u64() > Some(0) && told["files"].as_u64() > Some(0), "{told}");
+                checks += 1;
+            }
+            checks
+        });
+        for i in 0..30 {
+            home.dunlin(&format!("put k{} --file large", i % 7)).expect(0);
+        }
+        is_done.store(true, Ordering::Release);
+        checker.join().expect("no panic")
+    });
+    assert!(checks > 0);
+    let segment = "segments/0000000000000000.seg";
+    let file = home.path("d/n1/data").join(segment);
+    let mut content = fs::read(&file).expect("there");
+    let at = content.windows(value.len()).position(|w| w == value.as_bytes()).expect("written there");
+    content[at] ^= 1;
+    let open = fs::File::options().write(true).open(&file).expect("opens");
+    std::os::unix::fs::FileExt::write_all_at(&open, &content[at..=at], at as u64).expect("written");
+    let told = home.dunlin("verify --data d/n1/data --json").expect(8).json();
+    let damage = &told["damaged"][0];
+    assert_eq!((&told["code"], &told["damage_count"]), (&"CORRUPTION".into(), &1.into()), "{told}");
+    assert_eq!((&damage["file"], &damage["kind"]), (&segment.into(), &"checksum".into()));
+    assert!(damage["offset"].as_u64() < Some(at as u64) && damage["expected"] != damage["found"], "{told}");
+    let shown = home.dunlin("verify --data d/n1/data").expect(8);
+    let lines: Vec<_> = shown.text().lines().collect();
+    assert!(lines.len() == 3 && lines[0].starts_with("FILE") && lines[1].starts_with(segment), "{lines:?}");
+    assert!(shown.err.contains("1 places are damaged"), "{}", shown.err);
+    // The others are whole, the node goes on, and a folder that is none of a node's is not passed.
+    home.dunlin("verify --data d/n2/data").expect(0);
+    home.dunlin("put k 1 --level all").expect(0);
+    for folder in ["d", "d/n1", "nowhere"] {
+        home.dunlin(&format!("verify --data {folder}")).expect(2);
+    }
+    // Put back, all is as it was.
+    std::os::unix::fs::FileExt::write_all_at(&open, &[content[at] ^ 1], at as u64).expect("written");
+    dev.stop();
+    home.dunlin("verify --data d/n1/data").expect(0);
+    let topology = home.path("d/n1/data/TOPOLOGY");
+    let mut content = fs::read(&topology).expect("there");
+    content[20] ^= 1;
+    fs::write(&topology, content).expect("written");
+    assert!(home.dunlin("verify --data d/n1/data").expect(8).text().contains("TOPOLOGY"));
+}
+
+#[test]
 fn a_folder_is_copied_in_and_out() {
     let home = Home::new();
     let dev = home.dev(1);

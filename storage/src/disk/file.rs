@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 
 use crate::error::OpenError;
 use crate::place::SEGMENTS_DIR;
@@ -16,11 +16,12 @@ use super::{Disk, DiskFile};
 
 const LOCK: &str = "LOCK";
 
-/// A directory of the file system, held by its LOCK (`flock`) as long as this value lives.
+/// A directory of the file system, held by its LOCK (`flock`) as long as this value lives; or looked at only.
 #[derive(Debug)]
 pub struct FileDisk {
     dir: PathBuf,
-    _lock: File,
+    /// None: nothing is written.
+    lock: Option<File>,
 }
 
 impl FileDisk {
@@ -41,7 +42,7 @@ impl FileDisk {
             Err(TryLockError::WouldBlock) => return Err(OpenError::DataDirInUse { path: dir }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let disk = Self { dir: dir.clone(), _lock: lock };
+        let disk = Self { dir: dir.clone(), lock: Some(lock) };
         disk.sync_dir("").map_err(failed)?;
         // The directory itself may be new: its name lies in its parent. A parent that may not be read is not ours to sync.
         if let Some(parent) = dir.canonicalize().map_err(failed)?.parent()
@@ -50,6 +51,20 @@ impl FileDisk {
             parent.sync_all().map_err(failed)?;
         }
         Ok(disk)
+    }
+
+    /// A data directory to look at, whoever has it open: nothing is locked, made or written, and whatever would change something fails
+    /// ([`io::ErrorKind::ReadOnlyFilesystem`]). What is read takes no room in the system's cache from what others use, where the system can do that.
+    pub fn open_to_read(dir: impl AsRef<Path>) -> Self {
+        Self { dir: dir.as_ref().to_path_buf(), lock: None }
+    }
+
+    /// Where something is to be changed.
+    fn writable(&self) -> io::Result<&Path> {
+        if self.lock.is_none() {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        Ok(&self.dir)
     }
 
     /// The directory.
@@ -61,28 +76,34 @@ impl FileDisk {
 impl Disk for FileDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).open(self.dir.join(name))?;
+        let file = options.read(true).write(true).create(true).truncate(true).open(self.writable()?.join(name))?;
         Ok(Arc::new(OpenFile(file)))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OpenFile(OpenOptions::new().read(true).write(true).open(self.dir.join(name))?)))
+        let is_writable = self.lock.is_some();
+        let file = OpenOptions::new().read(true).write(is_writable).open(self.dir.join(name))?;
+        if !is_writable {
+            // A hint that not every file system and every version of the system takes.
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::NoReuse);
+        }
+        Ok(Arc::new(OpenFile(file)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.dir.join(from), self.dir.join(to))
+        std::fs::rename(self.writable()?.join(from), self.dir.join(to))
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::hard_link(self.dir.join(from), self.dir.join(to))
+        std::fs::hard_link(self.writable()?.join(from), self.dir.join(to))
     }
 
     fn make_dir(&self, dir: &str) -> io::Result<()> {
-        std::fs::create_dir_all(self.dir.join(dir))
+        std::fs::create_dir_all(self.writable()?.join(dir))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        std::fs::remove_file(self.dir.join(name))
+        std::fs::remove_file(self.writable()?.join(name))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -101,7 +122,7 @@ impl Disk for FileDisk {
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        File::open(self.dir.join(dir))?.sync_all()
+        File::open(self.writable()?.join(dir))?.sync_all()
     }
 }
 
@@ -192,6 +213,32 @@ mod tests {
         assert!(matches!(FileDisk::open(dir.path()), Err(OpenError::DataDirInUse { .. })));
         drop(first);
         assert!(FileDisk::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn who_only_looks_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let looking = FileDisk::open_to_read(dir.path());
+        assert_eq!(looking.open("a").err().map(|e| e.kind()), Some(io::ErrorKind::NotFound));
+        let disk = FileDisk::open(dir.path()).expect("opens");
+        disk.create("a").expect("creates").write_at(0, b"hello").expect("writes");
+        let refused = [
+            looking.create("b").map(|_| ()),
+            looking.rename("a", "b"),
+            looking.link("a", "b"),
+            looking.make_dir("c"),
+            looking.remove("a"),
+            looking.sync_dir(""),
+        ];
+        for refused in refused {
+            assert_eq!(refused.err().map(|e| e.kind()), Some(io::ErrorKind::ReadOnlyFilesystem));
+        }
+        let file = looking.open("a").expect("opens");
+        assert!(file.write_at(0, b"x").is_err() && file.truncate(0).is_err() && file.preallocate(0, 9).is_err());
+        disk.remove("a").expect("removes");
+        let mut buffer = [0; 8];
+        assert_eq!(file.read_at(0, &mut buffer).expect("what is open stays"), 5);
+        assert_eq!(looking.list("").expect("lists"), ["LOCK"]);
     }
 
     #[test]

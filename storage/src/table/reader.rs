@@ -52,13 +52,24 @@ impl Table {
     /// that damage comes with it.
     pub(crate) fn open(disk: &dyn Disk, id: TableId) -> Result<Result<(Self, Option<Damage>), Damage>, OpenError> {
         let name = id.file_name();
+        match disk.open(&name) {
+            Ok(file) => Self::of_file(file, id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let (kind, affected) = (DamageKind::MissingFile, Affected::Everything);
+                Ok(Err(Damage { file: name, offset: 0, kind, expected: 1, found: 0, affected }))
+            }
+            Err(error) => Err(OpenError::io(&name)(error)),
+        }
+    }
+
+    /// As [`open`](Self::open), where the file is open already.
+    pub(crate) fn of_file(
+        file: Arc<dyn DiskFile>,
+        id: TableId,
+    ) -> Result<Result<(Self, Option<Damage>), Damage>, OpenError> {
+        let name = id.file_name();
         let damage = |offset: u64, kind: DamageKind, expected: u64, found: u64| {
             Ok(Err(Damage { file: name.clone(), offset, kind, expected, found, affected: Affected::Everything }))
-        };
-        let file = match disk.open(&name) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return damage(0, DamageKind::MissingFile, 1, 0),
-            Err(error) => return Err(OpenError::io(&name)(error)),
         };
         let read = |offset: u64, len: usize| {
             let mut bytes = vec![0; len];

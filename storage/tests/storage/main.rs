@@ -4,6 +4,7 @@ mod basics;
 mod crash;
 mod faults;
 mod fixture;
+mod outside;
 mod rot;
 mod staging;
 mod support;
