@@ -1,15 +1,20 @@
 //! What `dunlin serve` is told: [`ConfigFile`] as it is written in TOML, and [`Config`] as it is used, checked.
 
+mod storage;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dunlin_membership::{Founders, FoundingError};
 use dunlin_protocol::{DataId, Member, NodeId, Partitioning, PartitioningError, Status};
-use dunlin_storage::{Options, Sync};
+use dunlin_storage::Options;
 use serde::{Deserialize, Serialize};
 
+use crate::scrubber::ScrubSettings;
 use crate::transport::{ETHERNET_MTU, LARGEST_MTU, TransportSettings};
+
+pub use storage::{ScrubPeriod, StorageSection, SyncSection};
 
 /// The file. Relative paths in it are relative to the file's own folder. What is left out has the default that its field names.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -82,32 +87,6 @@ pub struct TlsSection {
     pub key: PathBuf,
 }
 
-/// How the engine behaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StorageSection {
-    /// A segment is sealed before it grows beyond this, in bytes: 4,096 to 1 GiB. Default: 64 MiB.
-    pub segment_bytes: u64,
-    /// Whether every write is on the disk before it is acknowledged, or may be lost when the machine loses power. Default: `"always"`.
-    pub sync: SyncSection,
-}
-
-impl Default for StorageSection {
-    fn default() -> Self {
-        Self { segment_bytes: Options::default().segment_bytes, sync: SyncSection::Always }
-    }
-}
-
-/// When a write counts as durable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SyncSection {
-    /// On the disk.
-    Always,
-    /// With the operating system; promises and accepts of the serial path are on the disk all the same.
-    Never,
-}
-
 /// How connections behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -174,6 +153,8 @@ pub struct Config {
     pub tls: TlsSection,
     /// The engine.
     pub storage: Options,
+    /// How fast its data are checked again.
+    pub scrub: ScrubSettings,
     /// Connections.
     pub network: TransportSettings,
     /// How long a stopping node waits for requests under way.
@@ -253,8 +234,7 @@ impl ConfigFile {
         let Self { id, data, listen, cluster, tls, storage, network } = self;
         let n = network;
         in_range("cluster.replication", cluster.replication.into(), 1, 16)?;
-        let (least, most) = (Options::MIN_SEGMENT_BYTES, Options::MAX_SEGMENT_BYTES);
-        in_range("storage.segment_bytes", storage.segment_bytes, least, most)?;
+        let (storage, scrub) = storage.check()?;
         in_range("network.idle_timeout_millis", n.idle_timeout_millis, 500, 60_000)?;
         in_range("network.keep_alive_millis", n.keep_alive_millis, 50, n.idle_timeout_millis / 2 - 1)?;
         in_range("network.connect_attempt_millis", n.connect_attempt_millis, 50, 10_000)?;
@@ -278,10 +258,6 @@ impl ConfigFile {
             return Err(ConfigProblem::NoFounder(id));
         }
 
-        let sync = match storage.sync {
-            SyncSection::Always => Sync::Always,
-            SyncSection::Never => Sync::Never,
-        };
         Ok(Config {
             id,
             data: folder.join(data),
@@ -289,7 +265,8 @@ impl ConfigFile {
             founders,
             replication: cluster.replication,
             tls: TlsSection { ca: folder.join(tls.ca), cert: folder.join(tls.cert), key: folder.join(tls.key) },
-            storage: Options { segment_bytes: storage.segment_bytes, sync, ..Options::default() },
+            storage,
+            scrub,
             network: TransportSettings {
                 idle_timeout: Duration::from_millis(n.idle_timeout_millis),
                 keep_alive: Duration::from_millis(n.keep_alive_millis),
@@ -341,6 +318,7 @@ key = "/etc/dunlin/key.pem"
         assert_eq!((config.replication, config.founders.partitioning.count()), (3, 4096));
         assert_eq!(config.founders.members[1].weight, 128);
         assert_eq!(config.storage, Options::default());
+        assert_eq!(config.scrub, ScrubSettings::default());
         assert_eq!(config.network.keep_alive, TransportSettings::default().keep_alive);
     }
 
@@ -370,6 +348,19 @@ key = "/etc/dunlin/key.pem"
             (format!("{MINIMAL}[network]\nkeep_alive_millis = 2000"), "network.keep_alive_millis is 2000"),
             (format!("{MINIMAL}[storage]\nsync = \"sometimes\""), "sometimes"),
             (format!("{MINIMAL}[storage]\nsegment_bytes = 1"), "storage.segment_bytes is 1"),
+            (format!("{MINIMAL}[storage]\nmemtable_bytes = 1023"), "storage.memtable_bytes is 1023"),
+            (format!("{MINIMAL}[storage]\ncache_bytes = 0"), "storage.cache_bytes is 0"),
+            (format!("{MINIMAL}[storage]\ninline_bytes = 1025"), "storage.inline_bytes is 1025"),
+            (format!("{MINIMAL}[storage]\ngarbage_percent = 0"), "storage.garbage_percent is 0"),
+            (format!("{MINIMAL}[storage]\npending_limit_bytes = 1"), "storage.pending_limit_bytes is 1"),
+            (format!("{MINIMAL}[storage]\ndisk_reserve_bytes = 1"), "storage.disk_reserve_bytes is 1"),
+            (format!("{MINIMAL}[storage]\ndisk_reserve_bytes = -1"), "disk_reserve_bytes"),
+            (format!("{MINIMAL}[storage]\nscrub_period = \"7w\""), "`7w` is neither a time"),
+            (format!("{MINIMAL}[storage]\nscrub_period = \"0d\""), "`0d` is neither a time"),
+            (format!("{MINIMAL}[storage]\nscrub_period = \"59s\""), "storage.scrub_period, in seconds, is 59"),
+            (format!("{MINIMAL}[storage]\nscrub_least_rate = 0"), "storage.scrub_least_rate is 0"),
+            (format!("{MINIMAL}[storage]\nscrub_most_rate = 9"), "storage.scrub_most_rate is 9"),
+            (format!("{MINIMAL}[storage]\nsegments = 1"), "segments"),
             (String::new(), "id"),
             ("= = =".to_owned(), "line 1"),
         ];

@@ -11,11 +11,13 @@ use dunlin_protocol::{Millis, Topology};
 use dunlin_storage::{ClockFile, Disk, Engine, FileError, Identity, WriteError, store_blob};
 use tokio::sync::Notify;
 
+use crate::scrubber::{SCRUB, ScrubSettings, Scrubber};
+
 /// The file that keeps the newest topology that was adopted.
 pub(crate) const TOPOLOGY: &str = "TOPOLOGY";
 
 /// The small files of a node's data directory that are its own, each a [blob](dunlin_storage::store_blob).
-pub const BLOBS: [&str; 1] = [TOPOLOGY];
+pub const BLOBS: [&str; 2] = [TOPOLOGY, SCRUB];
 
 /// Where the writer works.
 pub enum WriterPlace {
@@ -66,6 +68,8 @@ struct Shared {
     ordered: Condvar,
     /// Upkeep may have something to do, for its thread.
     upkeep: Condvar,
+    /// The scrubber's thread is to stop.
+    scrub: Condvar,
     /// Orders came, for the task.
     ordered_task: Notify,
     /// Progress was made.
@@ -210,6 +214,7 @@ impl LogWriter {
         engine: Arc<Engine>,
         clock: ClockFile,
         disk: Arc<dyn Disk>,
+        scrub: ScrubSettings,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let waker = Arc::downgrade(&shared);
@@ -224,7 +229,7 @@ impl LogWriter {
         let work = Work {
             engine: engine.clone(),
             clock,
-            disk,
+            disk: disk.clone(),
             log_failed: false,
             disk_full: false,
             does_upkeep,
@@ -237,9 +242,14 @@ impl LogWriter {
                 let theirs = shared.clone();
                 let builder = std::thread::Builder::new().name("dunlin-log".to_owned());
                 threads.push(builder.spawn(move || run_thread(work, &theirs))?);
-                let theirs = shared.clone();
+                let (theirs, upkept) = (shared.clone(), engine.clone());
                 let builder = std::thread::Builder::new().name("dunlin-upkeep".to_owned());
-                threads.push(builder.spawn(move || run_upkeep(&engine, &theirs))?);
+                threads.push(builder.spawn(move || run_upkeep(&upkept, &theirs))?);
+                if scrub.period.is_some() {
+                    let theirs = shared.clone();
+                    let builder = std::thread::Builder::new().name("dunlin-scrub".to_owned());
+                    threads.push(builder.spawn(move || run_scrubber(scrub, &engine, &*disk, &theirs))?);
+                }
             }
         }
         Ok(Self { shared, threads: threads.into(), task: task.into(), latency: delay })
@@ -291,6 +301,7 @@ impl LogWriter {
         self.shared.lock().stop = true;
         self.shared.ordered.notify_one();
         self.shared.upkeep.notify_one();
+        self.shared.scrub.notify_one();
         for thread in self.threads.take() {
             if thread.join().is_err() {
                 tracing::error!("the log writer or the upkeep panicked");
@@ -309,6 +320,9 @@ impl Drop for LogWriter {
 
 /// One step of the engine's upkeep moves about so many bytes.
 const UPKEEP_SLICE: u64 = 256 << 10;
+
+/// How far the scrubber is is kept this often, besides at the end.
+const KEEP_SCRUB: Duration = Duration::from_secs(600);
 
 /// The engine's upkeep.
 #[derive(Default)]
@@ -339,7 +353,8 @@ impl Upkeep {
     }
 }
 
-/// When nothing was written for so long, the log gives back what it does not need at rest.
+/// After so long upkeep looks for itself whether there is something to do: damage that a read meets is noted, and orders nothing. When nothing was
+/// written meanwhile, the log gives back what it does not need at rest.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
 /// Flushes, merges and collects whenever there is something to do, beside the writer.
@@ -361,6 +376,33 @@ fn run_upkeep(engine: &Engine, shared: &Shared) {
             upkeep.rest(engine);
         }
         while upkeep.step(engine) && !shared.lock().stop {}
+    }
+}
+
+/// Reads everything again and again, slowly.
+fn run_scrubber(settings: ScrubSettings, engine: &Engine, disk: &dyn Disk, shared: &Shared) {
+    let wall = crate::server::system_time;
+    let Some(mut scrubber) = Scrubber::open(settings, engine, disk, wall()) else { return };
+    let keep = |scrubber: &Scrubber| {
+        if let Err(error) = scrubber.store(engine, disk) {
+            // Then the next life reads some of it again.
+            tracing::debug!(%error, "how far the scrubber is cannot be kept");
+        }
+    };
+    let mut kept = wall();
+    loop {
+        let step = scrubber.step(engine, wall());
+        if step.found_damage {
+            shared.order_upkeep();
+        }
+        let waited = shared.scrub.wait_timeout_while(shared.lock(), step.pause, |state| !state.stop);
+        if waited.expect("no thread panics while it holds the writer's orders").0.stop {
+            return keep(&scrubber);
+        }
+        if Duration::from_millis(wall().0.abs_diff(kept.0)) >= KEEP_SCRUB {
+            keep(&scrubber);
+            kept = wall();
+        }
     }
 }
 

@@ -162,7 +162,7 @@ impl Environment {
 
 /// The one place where production reads the wall clock.
 #[allow(clippy::disallowed_methods)]
-fn system_time() -> Millis {
+pub(crate) fn system_time() -> Millis {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
@@ -198,7 +198,7 @@ impl Server {
         };
         let node = Node::new(node, engine.clone());
         let transport = Transport::open(socket, &tls, local, config.network.clone()).map_err(ServeError::System)?;
-        let writer = LogWriter::start(writer, engine.clone(), clock, disk).map_err(ServeError::System)?;
+        let writer = LogWriter::start(writer, engine.clone(), clock, disk, config.scrub).map_err(ServeError::System)?;
         let shell = Shell {
             node: RefCell::new(node),
             engine,

@@ -109,7 +109,7 @@ pub struct Engine {
     pub(crate) level0: AtomicUsize,
     suspects: RwLock<Arc<Suspects>>,
     /// Suspects were noted that the manifest does not have yet.
-    unmarked: AtomicBool,
+    pub(crate) unmarked: AtomicBool,
     pub(crate) counters: Counters,
 }
 

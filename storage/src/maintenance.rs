@@ -87,7 +87,7 @@ impl Engine {
     /// Whether [`maintain`](Self::maintain) has something to do. Cheap.
     pub fn wants_upkeep(&self) -> bool {
         let is_due = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        self.is_flush_due() || is_due(&self.upkeep_due) || is_due(&self.too_much_garbage)
+        self.is_flush_due() || [&self.upkeep_due, &self.too_much_garbage, &self.unmarked].into_iter().any(is_due)
     }
 
     /// The memtable is full, or the log that would have to be replayed too long.

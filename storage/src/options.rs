@@ -67,6 +67,12 @@ impl Options {
     pub const MIN_SEGMENT_BYTES: u64 = 4 << 10;
     /// The largest segment: recovery reads one at a time into memory.
     pub const MAX_SEGMENT_BYTES: u64 = 1 << 30;
+    /// The largest record that may lie in the index.
+    pub const MAX_INLINE_BYTES: usize = 1024;
+    /// The smallest memtable.
+    pub const MIN_MEMTABLE_BYTES: u64 = 1 << 10;
+    /// The largest memtable.
+    pub const MAX_MEMTABLE_BYTES: u64 = 1 << 30;
 
     pub(crate) fn check(mut self) -> Result<Self, OpenError> {
         let invalid = |option, why| Err(OpenError::InvalidOption { option, why });
@@ -76,10 +82,10 @@ impl Options {
         if !(1..=4096).contains(&self.shards) {
             return invalid("shards", "it lies between 1 and 4,096");
         }
-        if self.inline_bytes > 1024 {
+        if self.inline_bytes > Self::MAX_INLINE_BYTES {
             return invalid("inline_bytes", "it is at most 1,024");
         }
-        if !(1 << 10..=1 << 30).contains(&self.memtable_bytes) {
+        if !(Self::MIN_MEMTABLE_BYTES..=Self::MAX_MEMTABLE_BYTES).contains(&self.memtable_bytes) {
             return invalid("memtable_bytes", "it lies between 1 KiB and 1 GiB");
         }
         if !(1 << 10..=1 << 30).contains(&self.table_bytes) {

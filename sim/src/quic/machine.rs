@@ -11,7 +11,7 @@ use dunlin_membership::Founders;
 use dunlin_node::config::{Config, TlsSection};
 use dunlin_node::transport::tls::NodeTls;
 use dunlin_node::transport::{Socket, TransportSettings};
-use dunlin_node::{Environment, Probe, Server, WriterPlace};
+use dunlin_node::{Environment, Probe, ScrubSettings, Server, WriterPlace};
 use dunlin_protocol::{DataId, NodeId};
 use dunlin_storage::{Engine, MemoryDisk, Options};
 
@@ -171,6 +171,7 @@ impl Machine {
             replication: REPLICAS,
             tls: TlsSection { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() },
             storage: self.options,
+            scrub: ScrubSettings::default(),
             network: TransportSettings { rng_seed: Some(rng_seed), ..TransportSettings::default() },
             shutdown: Duration::ZERO,
         }

@@ -527,6 +527,6 @@ proptest! {
     #[test]
     fn some_stops_of_any_run(seed: u64, stop in 1..400u64, is_synced: bool, inline_bytes in 0..200usize) {
         let sync = if is_synced { Sync::Always } else { Sync::Never };
-        run(seed, Options { sync, inline_bytes, ..TINY }, stop, &mut (0, 0, 0));
+        run(seed, Options { sync, inline_bytes, ..TINY }, stop, &mut Seen::default());
     }
 }

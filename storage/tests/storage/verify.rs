@@ -211,7 +211,9 @@ fn damage_in_the_cold_is_found_by_a_running_check() {
     assert_eq!(engine.verify().expect("reads").damage_count, 1);
     assert!(engine.suspect_partitions().contains(PartitionId(3)) && !engine.suspect_partitions().is_all());
     assert!(look(&engine, key(3, &59u64.to_be_bytes())).register.record.is_some());
+    assert!(engine.wants_upkeep(), "the mark is to be made durable, though nothing else is due");
     maintain(&engine);
+    assert!(!engine.wants_upkeep());
     drop(engine);
     assert!(Engine::open(Arc::new(disk), TINY).expect("opens").1.suspects.contains(PartitionId(3)));
 }
