@@ -100,11 +100,29 @@ impl Engine {
             let segment = self.segments.get(*id)?;
             let (live, written) = (segment.live(), segment.written());
             let dead = written.saturating_sub(live);
-            let is_worth_it =
-                live > 0 && !segment.is_held() && dead * 100 > written * u64::from(self.options.garbage_percent);
-            is_worth_it.then_some((dead * 1000 / written.max(1), segment))
+            self.is_worth_collecting(&segment).then_some((dead * 1000 / written.max(1), segment))
         });
         victims.max_by_key(|(dead, _)| *dead).map(|(_, segment)| segment)
+    }
+
+    /// The bytes of segments behind the log that nothing refers to, and those of them in segments that wait to be collected. Locks nothing, so what is in
+    /// the middle of being flushed or collected may count in either way.
+    pub(crate) fn garbage(&self, segments: &[Arc<Segment>]) -> (u64, u64) {
+        let covered = self.covered.load(Ordering::Relaxed);
+        let behind = segments.iter().filter(|segment| segment.is_cold || segment.base + segment.capacity <= covered);
+        let (mut dead, mut debt) = (0, 0);
+        for segment in behind {
+            let of_segment = segment.written().saturating_sub(segment.live());
+            dead += of_segment;
+            debt += if self.is_worth_collecting(segment) { of_segment } else { 0 };
+        }
+        (dead, debt)
+    }
+
+    fn is_worth_collecting(&self, segment: &Segment) -> bool {
+        let (live, written) = (segment.live(), segment.written());
+        let dead = written.saturating_sub(live);
+        live > 0 && !segment.is_held() && dead * 100 > written * u64::from(self.options.garbage_percent)
     }
 
     /// Finds out whether garbage grows faster than it is collected: writes are refused then. Whether it is on the way to that.

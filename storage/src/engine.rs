@@ -9,6 +9,7 @@ use dunlin_protocol::{Ancestor, Content, KeyspaceId, PartitionId};
 
 use crate::disk::Disk;
 use crate::error::{Affected, Damage, FileError, OpenError, ReadError, WriteError};
+use crate::histogram::Recorder;
 use crate::log::Log;
 use crate::maintenance::Maintenance;
 use crate::manifest::Manifest;
@@ -20,6 +21,7 @@ use crate::references::Segments;
 use crate::scrub::ScrubPlace;
 use crate::staging::Stage;
 use crate::stats::Stats;
+use crate::stopwatch::Stopwatch;
 use crate::suspects::Suspects;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
@@ -111,6 +113,7 @@ pub struct Engine {
     /// Suspects were noted that the manifest does not have yet.
     pub(crate) unmarked: AtomicBool,
     pub(crate) counters: Counters,
+    pub(crate) opened: Stopwatch,
 }
 
 #[derive(Default)]
@@ -121,6 +124,14 @@ pub(crate) struct Counters {
     pub(crate) batch_bytes: AtomicU64,
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
+    pub(crate) sync_time: Recorder,
+    pub(crate) batch_frames: Recorder,
+    pub(crate) batch_len: Recorder,
+    /// Writes are refused since then; 0: they are not. Nanoseconds since the engine was opened.
+    pub(crate) stalled_since: AtomicU64,
+    pub(crate) stall_time: Recorder,
+    pub(crate) flush_time: Recorder,
+    pub(crate) merge_time: Recorder,
     pub(crate) reads: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
@@ -180,6 +191,7 @@ impl Engine {
             covered: AtomicU64::new(covered),
             level0: AtomicUsize::new(0),
             counters: Counters::default(),
+            opened: Stopwatch::start(),
         };
         engine.change_view(|_| {});
         {
@@ -317,6 +329,25 @@ impl Engine {
         self.keys.load(Ordering::Relaxed)
     }
 
+    /// A plain write was refused for lack of room or of speed: the time in which that is so begins, if it had not.
+    #[cold]
+    pub(crate) fn begin_stall(&self) {
+        let now = self.opened.nanos().max(1);
+        // Whoever was first has the earlier time: nothing depends on it.
+        let _ = self.counters.stalled_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// A plain write was taken.
+    #[inline]
+    pub(crate) fn end_stall(&self) {
+        if self.counters.stalled_since.load(Ordering::Relaxed) > 0 {
+            let since = self.counters.stalled_since.swap(0, Ordering::Relaxed);
+            if since > 0 {
+                self.counters.stall_time.record(self.opened.nanos().saturating_sub(since));
+            }
+        }
+    }
+
     /// A register changed, under its key's lock: whether there is a key more or less.
     pub(crate) fn count_key(&self, old: &Register<Place>, new: &Register<Place>) {
         match (old.is_absent(), new.is_absent()) {
@@ -333,6 +364,7 @@ impl Engine {
         let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let segments = self.segments.all();
         let live = segments.iter().map(|segment| segment.live()).sum();
+        let (dead, collection_debt_bytes) = self.garbage(&segments);
         let (segments, segment_bytes) = (segments.len() as u64, segments.iter().map(|s| s.written()).sum());
         let view = self.view();
         let tables = || view.levels.tables();
@@ -341,9 +373,13 @@ impl Engine {
             segments,
             segment_bytes,
             live_segment_bytes: live,
+            dead_segment_bytes: dead,
+            collection_debt_bytes,
             memtable_bytes: self.memtable.bytes() + view.frozen.iter().map(|frozen| frozen.bytes()).sum::<u64>(),
             tables: tables().count() as u64,
             table_bytes: tables().map(|table| table.meta().file_len).sum(),
+            level_bytes: std::array::from_fn(|level| view.levels.bytes(level)),
+            merge_debt_bytes: self.merge_debt(&view.levels),
             table_entries: tables().map(|table| table.meta().entries).sum(),
             table_memory_bytes: tables().map(|table| table.len_in_memory() as u64).sum(),
             pending_bytes: self.log.pending_bytes(),
@@ -354,6 +390,12 @@ impl Engine {
             batch_bytes: counted(&self.counters.batch_bytes),
             syncs: counted(&self.counters.syncs),
             sync_nanos: counted(&self.counters.sync_nanos),
+            sync_time: self.counters.sync_time.snapshot(),
+            batch_frames: self.counters.batch_frames.snapshot(),
+            batch_len: self.counters.batch_len.snapshot(),
+            stall_time: self.counters.stall_time.snapshot(),
+            flush_time: self.counters.flush_time.snapshot(),
+            merge_time: self.counters.merge_time.snapshot(),
             reads: counted(&self.counters.reads),
             flushes: counted(&self.counters.flushes),
             flushed_bytes: counted(&self.counters.flushed_bytes),

@@ -26,6 +26,7 @@ pub(crate) struct Run {
     pub(crate) segment: Arc<Segment>,
     pub(crate) start: u64,
     pub(crate) bytes: Vec<u8>,
+    pub(crate) frames: u64,
     /// Whether a frame in it has to be synced whatever the option says.
     pub(crate) must_sync: bool,
 }
@@ -179,7 +180,7 @@ impl Log {
         state.is_at_rest = false;
         if !goes_on || !fits {
             let (segment, start) = (state.active.segment.clone(), state.active.offset);
-            state.gathering.push(Run { segment, start, bytes: vec![0; BATCH_LEN], must_sync: false });
+            state.gathering.push(Run { segment, start, bytes: vec![0; BATCH_LEN], frames: 0, must_sync: false });
             state.active.offset += BATCH_LEN as u64;
             state.pending_bytes += BATCH_LEN as u64;
         }
@@ -187,6 +188,7 @@ impl Log {
         let place = Place { segment: run.segment.id, offset: state.active.offset, len: frame.len() as u32 };
         set_place(frame, place.segment, place.offset);
         run.bytes.extend_from_slice(frame);
+        run.frames += 1;
         run.must_sync |= demand.must_sync;
         state.active.offset += len;
         state.pending_bytes += len;

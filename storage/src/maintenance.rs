@@ -14,6 +14,7 @@ use crate::frozen::{Frozen, Moment};
 use crate::job::{Job, JobError};
 use crate::manifest::Manifest;
 use crate::place::SegmentId;
+use crate::stopwatch::Stopwatch;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Merging, RunCursor, Source, TABLES_DIR, Table, TableId};
 use crate::view::{Levels, View};
@@ -45,6 +46,7 @@ struct Flush {
     job: Job,
     /// What is flushed, the newest first.
     frozen: Vec<Arc<Frozen>>,
+    watch: Stopwatch,
 }
 
 struct Merge {
@@ -52,6 +54,7 @@ struct Merge {
     inputs: Vec<TableId>,
     /// Of the outputs.
     level: u8,
+    watch: Stopwatch,
 }
 
 impl Engine {
@@ -157,7 +160,7 @@ impl Engine {
             let merging = only_frozen.sources(&[]).map_err(WriteError::Read)?;
             let is_first = view.levels.tables().next().is_none();
             let job = Job::new(merging, is_first, newest.moment.position, self.options.table_bytes);
-            maintenance.flush = Some(Flush { job, frozen: view.frozen.clone() });
+            maintenance.flush = Some(Flush { job, frozen: view.frozen.clone(), watch: Stopwatch::start() });
         }
         let Some(flush) = &mut maintenance.flush else { return Ok(None) };
         match flush.job.run(&*self.disk, slice_bytes, || self.new_table_id()) {
@@ -178,7 +181,7 @@ impl Engine {
     }
 
     fn install_flush(&self, flush: Flush) -> Result<(), WriteError> {
-        let Flush { job, frozen } = flush;
+        let Flush { job, frozen, watch } = flush;
         if !job.outputs.is_empty() {
             self.sync_tables()?;
         }
@@ -209,6 +212,7 @@ impl Engine {
         });
         self.covered.store(moment.position, Ordering::Relaxed);
         count(&self.counters.flushes, 1);
+        self.counters.flush_time.record(watch.nanos());
         count(&self.counters.flushed_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
         self.remove_segments(&dead)
     }
@@ -251,10 +255,21 @@ impl Engine {
         }
     }
 
+    /// How long a level below level 0 may be.
+    fn target_bytes(&self, level: usize) -> u64 {
+        self.options.memtable_bytes * MERGE_AT as u64 * GROWTH.pow(level.saturating_sub(1) as u32)
+    }
+
+    /// The bytes that have to go to the next level for each level to be as short as it should be.
+    pub(crate) fn merge_debt(&self, levels: &Levels) -> u64 {
+        let level0 = if levels.level(0).len() >= MERGE_AT { levels.bytes(0) } else { 0 };
+        let deeper = (1..MAX_LEVELS - 1).map(|level| levels.bytes(level).saturating_sub(self.target_bytes(level)));
+        level0 + deeper.sum::<u64>()
+    }
+
     /// The level whose tables are to be merged into the next one.
     fn next_merge(&self, levels: &Levels) -> Option<usize> {
-        let target =
-            |level: usize| self.options.memtable_bytes * MERGE_AT as u64 * GROWTH.pow(level.saturating_sub(1) as u32);
+        let target = |level: usize| self.target_bytes(level);
         if levels.level(0).len() >= MERGE_AT {
             return Some(0);
         }
@@ -275,6 +290,7 @@ impl Engine {
     }
 
     fn begin_merge(&self, maintenance: &mut Maintenance, levels: &Levels, level: usize) -> Result<Merge, WriteError> {
+        let watch = Stopwatch::start();
         let upper: Vec<Arc<Table>> = match level {
             0 => levels.level(0).to_vec(),
             _ => {
@@ -314,11 +330,11 @@ impl Engine {
         })?;
         let position = all().map(|table| table.meta().position).max().unwrap_or(0);
         let job = Job::new(Merging::new(sources), nothing_below, position, self.options.table_bytes);
-        Ok(Merge { job, inputs, level: level as u8 + 1 })
+        Ok(Merge { job, inputs, level: level as u8 + 1, watch })
     }
 
     fn install_merge(&self, merge: Merge) -> Result<(), WriteError> {
-        let Merge { job, inputs, level } = merge;
+        let Merge { job, inputs, level, watch } = merge;
         self.sync_tables()?;
         let mut manifest = self.lock_manifest();
         let mut changed = manifest.clone();
@@ -332,6 +348,7 @@ impl Engine {
             job.outputs.iter().for_each(|table| levels.add(level.into(), table.clone()));
         });
         count(&self.counters.merges, 1);
+        self.counters.merge_time.record(watch.nanos());
         count(&self.counters.merged_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
         for id in inputs {
             // Who reads it now has it open.

@@ -106,6 +106,8 @@ pub(crate) struct Segment {
     pub(crate) id: SegmentId,
     pub(crate) base: u64,
     pub(crate) capacity: u64,
+    /// It is no part of the log.
+    pub(crate) is_cold: bool,
     pub(crate) file: Arc<dyn DiskFile>,
     /// Below this offset the file has everything; what lies above is still in memory.
     written: AtomicU64,
@@ -145,9 +147,19 @@ impl Drop for Hold {
 
 impl Segment {
     pub(crate) fn new(id: SegmentId, listing: &Listing, file: Arc<dyn DiskFile>, written: u64) -> Self {
-        let Listing { base, capacity, live, .. } = *listing;
+        let Listing { base, capacity, live, is_cold, .. } = *listing;
         let (written, live) = (AtomicU64::new(written), AtomicU64::new(live));
-        Self { id, base, capacity, file, written, live, holds: AtomicU64::new(0), named_upto: AtomicU64::new(0) }
+        Self {
+            id,
+            base,
+            capacity,
+            is_cold,
+            file,
+            written,
+            live,
+            holds: AtomicU64::new(0),
+            named_upto: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn is_held(&self) -> bool {

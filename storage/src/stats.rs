@@ -1,7 +1,9 @@
 //! `Stats`: what the engine counts.
 
+use crate::histogram::Histogram;
+
 /// What the engine counts, at one moment; for metrics and `status`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
     /// Keys that are held, deleted and promised ones included.
     pub keys: u64,
@@ -11,12 +13,20 @@ pub struct Stats {
     pub segment_bytes: u64,
     /// Bytes of segments that the index refers to.
     pub live_segment_bytes: u64,
+    /// Bytes of the segments behind the log that nothing refers to any more.
+    pub dead_segment_bytes: u64,
+    /// Of them, those in segments that are dead enough to be collected.
+    pub collection_debt_bytes: u64,
     /// What changed since the last flush takes so much memory.
     pub memtable_bytes: u64,
     /// Tables of the index.
     pub tables: u64,
     /// Their bytes.
     pub table_bytes: u64,
+    /// The same by level, the newest first; deeper ones than are named have none.
+    pub level_bytes: [u64; 7],
+    /// Of them, those that have to go to the next level for each to be as short as it should be.
+    pub merge_debt_bytes: u64,
     /// Their entries, of which newer ones may hide older ones.
     pub table_entries: u64,
     /// What their filters and sparse indexes take in memory.
@@ -37,16 +47,29 @@ pub struct Stats {
     pub syncs: u64,
     /// Time spent in them, in nanoseconds.
     pub sync_nanos: u64,
+    /// How long each sync took, in nanoseconds.
+    pub sync_time: Histogram,
+    /// Frames in each batch.
+    pub batch_frames: Histogram,
+    /// Bytes of each batch.
+    pub batch_len: Histogram,
+    /// For how long plain writes were refused as overload or for a full disk, in nanoseconds: each time from the first that was refused to the next that was
+    /// taken. So a time that has not ended is missing, and one in which nobody wrote counts.
+    pub stall_time: Histogram,
     /// Records read.
     pub reads: u64,
     /// Memtables flushed since the engine was opened.
     pub flushes: u64,
     /// Bytes of the tables that were made of them.
     pub flushed_bytes: u64,
+    /// How long each flush took from begin to end, in nanoseconds, pauses between its steps included.
+    pub flush_time: Histogram,
     /// Merges of tables since the engine was opened.
     pub merges: u64,
     /// Bytes that they wrote.
     pub merged_bytes: u64,
+    /// How long each merge took from begin to end, in nanoseconds, pauses between its steps included.
+    pub merge_time: Histogram,
     /// Segments collected since the engine was opened.
     pub collected: u64,
     /// Bytes of live frames that were moved for it.

@@ -70,8 +70,11 @@ impl Engine {
         if wake {
             self.log.announce();
         }
-        if updated.is_err() {
+        if let Err(error) = &updated {
             count(&self.counters.refused, 1);
+            if matches!(error, WriteError::Overloaded | WriteError::DiskFull) {
+                self.begin_stall();
+            }
         }
         updated
     }
@@ -133,6 +136,9 @@ impl Engine {
             let demand = demand(key, &change, head);
             self.check_memory(demand.is_exempt)?;
             let (place, position) = self.log.append(&mut frame.bytes, demand, wake)?;
+            if !demand.is_exempt {
+                self.end_stall();
+            }
             let old = entry.register;
             let place = match record {
                 Incoming::Staged(staged) => {

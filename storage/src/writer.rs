@@ -1,7 +1,6 @@
 //! The writer's step: batches of the log, and their syncs.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::disk::write_all;
 use crate::engine::{Engine, count};
@@ -11,6 +10,7 @@ use crate::manifest::Manifest;
 use crate::options::Sync as SyncOption;
 use crate::room::Next;
 use crate::segment::Segment;
+use crate::stopwatch::Stopwatch;
 use crate::sync::atomic::Ordering;
 
 /// What only the writer uses.
@@ -133,6 +133,8 @@ impl Engine {
         self.log.finish();
         self.durable_upto.store(end.0, Ordering::Release);
         count(&self.counters.batches, 1);
+        self.counters.batch_frames.record(batch.iter().map(|run| run.frames).sum());
+        self.counters.batch_len.record(batch.iter().map(|run| run.bytes.len() as u64).sum());
         self.write_zeros(writer, &last.segment, last.end(), last.bytes.len() as u64)
     }
 
@@ -145,15 +147,16 @@ impl Engine {
         Ok(())
     }
 
-    #[expect(clippy::disallowed_methods, reason = "how long syncs take is a statistic; nothing depends on it")]
     fn sync(&self, writer: &mut Writer) -> Result<(), WriteError> {
         let segment = &writer.current;
-        let start = Instant::now();
+        let watch = Stopwatch::start();
         segment.file.sync().map_err(WriteError::io(segment.id.file_name()))?;
         writer.is_dirty = false;
         writer.synced = writer.current.position(writer.end).0;
         count(&self.counters.syncs, 1);
-        count(&self.counters.sync_nanos, u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let nanos = watch.nanos();
+        count(&self.counters.sync_nanos, nanos);
+        self.counters.sync_time.record(nanos);
         Ok(())
     }
 }

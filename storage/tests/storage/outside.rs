@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use dunlin_protocol::register::Change;
+use dunlin_protocol::{Ballot, Millis};
 use dunlin_storage::{
     ClockFile, DamageKind, Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Verification, WriteError, verify,
     verify_with_progress,
@@ -177,6 +179,16 @@ fn a_check_passes_whatever_happens_in_the_middle_of_it() {
         for _ in 0..pace {
             *n += 1;
             let name = [random.below(200) as u8];
+            // A large record goes ahead of the log, to a segment of its own.
+            if n.is_multiple_of(9) {
+                let (at, value) = (key(1, &name), record(*n, vec![2; 700]));
+                if let Some(staged) = engine.stage(&[(at, &value)]).ok().and_then(|mut staged| staged.pop()) {
+                    let change = Change::Store { ballot: Ballot::ZERO };
+                    let updated = engine.update_staged(at, staged, Millis(1), |_| ((), Some(change)));
+                    // Refused, it is garbage.
+                    assert!(matches!(updated, Ok(_) | Err(WriteError::Overloaded)));
+                }
+            }
             match store(
                 &engine,
                 key(random.below(5) as u16 * 300, &name),
@@ -197,6 +209,7 @@ fn a_check_passes_whatever_happens_in_the_middle_of_it() {
     let step = Arc::new(step);
     while step(5).merges < 10 {}
     let (mut merges, mut collected, mut items) = (0, 0, 0);
+    let mut staged = 0;
     for round in 0..40u64 {
         let (before, looks) = (step(1), Arc::new(AtomicU64::new(0)));
         let inner = step.clone();
@@ -210,9 +223,10 @@ fn a_check_passes_whatever_happens_in_the_middle_of_it() {
         let watched = Watched { disk: disk.clone(), watch, counts_reads: true };
         items += whole(&watched).items;
         let after = step(1);
+        staged += after.staged - before.staged;
         (merges, collected) = (merges + after.merges - before.merges, collected + after.collected - before.collected);
     }
-    assert!(merges > 40 && collected > 40 && items > 4000, "{merges} {collected} {items}");
+    assert!(merges > 40 && collected > 40 && items > 4000 && staged > 40, "{merges} {collected} {items} {staged}");
 }
 
 /// Ends the other threads, also where this one fails.

@@ -247,3 +247,48 @@ fn without_upkeep_writes_are_refused_before_memory_runs_away() {
     settle(&engine);
     store(&engine, key(1, b"x"), &record(901, [1; 50])).expect("there is room again");
 }
+
+#[test]
+fn what_is_counted_adds_up() {
+    let disk = MemoryDisk::new();
+    let engine = open_with(&disk, TINY);
+    let (mut random, mut model, mut n) = (Random(3), Model::new(), 0);
+    churn(&engine, &mut random, &mut model, 900, &mut n);
+    // Refused until the writer has had its turn: one time in which nothing was taken, of whatever was asked for meanwhile.
+    let before = engine.stats();
+    flush(&engine);
+    let at = key(1, b"stalled");
+    while store(&engine, at, &record(n + 1, [1; 200])).is_ok() {}
+    assert!(store(&engine, at, &record(n + 1, [1; 200])).is_err());
+    assert!(change(&engine, at, Change::Promise { ballot: stamp(n + 2) }, None).is_ok(), "it may use the reserve");
+    assert_eq!(engine.stats().stall_time.count(), before.stall_time.count(), "it has not ended");
+    settle(&engine);
+    let stats = engine.stats();
+    assert!(stats.flushes > 2 && stats.merges > 2 && stats.collected > 0 && stats.batches > 20, "{stats:?}");
+    // What neither flush nor merge left to do.
+    assert_eq!((stats.merge_debt_bytes, stats.collection_debt_bytes), (0, 0));
+    assert!(stats.dead_segment_bytes <= stats.segment_bytes - stats.live_segment_bytes);
+    assert_eq!(stats.level_bytes.iter().sum::<u64>(), stats.table_bytes);
+    assert_eq!((stats.sync_time.count(), stats.sync_time.sum()), (stats.syncs, stats.sync_nanos));
+    assert_eq!((stats.batch_frames.count(), stats.batch_frames.sum()), (stats.batches, stats.writes));
+    assert_eq!((stats.batch_len.count(), stats.batch_len.sum()), (stats.batches, stats.batch_bytes));
+    assert_eq!((stats.flush_time.count(), stats.merge_time.count()), (stats.flushes, stats.merges));
+    store(&engine, at, &record(n + 3, [1; 20])).expect("takes writes again");
+    let ended = engine.stats().stall_time;
+    assert_eq!(ended.count(), before.stall_time.count() + 1);
+    assert!(ended.sum() > 0);
+    store(&engine, at, &record(n + 4, [1; 20])).expect("stores");
+    assert_eq!(engine.stats().stall_time, ended);
+    // What waits to be done is seen.
+    let (mut merge_debt, mut collection_debt, mut dead) = (0, 0, 0);
+    for _ in 0..400 {
+        churn(&engine, &mut random, &mut model, 20, &mut n);
+        flush(&engine);
+        engine.maintain(100).expect("maintains");
+        let stats = engine.stats();
+        merge_debt = merge_debt.max(stats.merge_debt_bytes);
+        collection_debt = collection_debt.max(stats.collection_debt_bytes);
+        dead = dead.max(stats.dead_segment_bytes);
+    }
+    assert!(merge_debt > 0 && collection_debt > 0 && dead >= collection_debt, "{merge_debt} {collection_debt} {dead}");
+}
