@@ -112,7 +112,10 @@ impl Scrubber {
         if scrubbed.ended {
             let Round { bytes, damaged, .. } = self.round;
             let seconds = now.0.saturating_sub(self.round.began.0) / 1_000;
-            tracing::info!(bytes, damaged, seconds, "everything was read once and checked");
+            // A new node has nothing yet.
+            if bytes > 0 {
+                tracing::info!(bytes, damaged, seconds, "everything was read once and checked");
+            }
             self.round.has_ended = true;
         }
         let pause = Duration::from_micros(scrubbed.bytes.saturating_mul(1_000_000) / rate);

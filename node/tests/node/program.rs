@@ -386,7 +386,7 @@ fn a_running_nodes_data_is_checked() {
     let dev = home.dev(3);
     let value = "a-value-that-is-found-in-the-segment";
     home.dunlin(&format!("put damaged {value} --level all")).expect(0);
-    fs::write(home.path("large"), bytes(1 << 20, 9)).expect("written");
+    fs::write(home.path("large"), bytes(100 << 10, 9)).expect("written");
     // Checked again and again while the node is written to.
     let is_done = AtomicBool::new(false);
     let checks = std::thread::scope(|scope| {
@@ -408,21 +408,26 @@ fn a_running_nodes_data_is_checked() {
         checker.join().expect("no panic")
     });
     assert!(checks > 0);
-    let segment = "segments/0000000000000000.seg";
-    let file = home.path("d/n1/data").join(segment);
+    let position = |content: &[u8]| content.windows(value.len()).position(|w| w == value.as_bytes());
+    let segments =
+        fs::read_dir(home.path("d/n1/data/segments")).expect("a folder").map(|entry| entry.expect("readable").path());
+    let holds = |path: &PathBuf| position(&fs::read(path).expect("there")).is_some();
+    // The first one, but for a cluster that was started twice, since its ports were taken.
+    let file = segments.into_iter().find(holds).expect("written to one");
+    let segment = format!("segments/{}", file.file_name().and_then(OsStr::to_str).expect("a name"));
     let mut content = fs::read(&file).expect("there");
-    let at = content.windows(value.len()).position(|w| w == value.as_bytes()).expect("written there");
+    let at = position(&content).expect("written there");
     content[at] ^= 1;
     let open = fs::File::options().write(true).open(&file).expect("opens");
     std::os::unix::fs::FileExt::write_all_at(&open, &content[at..=at], at as u64).expect("written");
     let told = home.dunlin("verify --data d/n1/data --json").expect(8).json();
     let damage = &told["damaged"][0];
     assert_eq!((&told["code"], &told["damage_count"]), (&"CORRUPTION".into(), &1.into()), "{told}");
-    assert_eq!((&damage["file"], &damage["kind"]), (&segment.into(), &"checksum".into()));
+    assert_eq!((&damage["file"], &damage["kind"]), (&segment.clone().into(), &"checksum".into()));
     assert!(damage["offset"].as_u64() < Some(at as u64) && damage["expected"] != damage["found"], "{told}");
     let shown = home.dunlin("verify --data d/n1/data").expect(8);
     let lines: Vec<_> = shown.text().lines().collect();
-    assert!(lines.len() == 3 && lines[0].starts_with("FILE") && lines[1].starts_with(segment), "{lines:?}");
+    assert!(lines.len() == 3 && lines[0].starts_with("FILE") && lines[1].starts_with(&segment), "{lines:?}");
     assert!(shown.err.contains("1 places are damaged"), "{}", shown.err);
     // The others are whole, the node goes on, and a folder that is none of a node's is not passed.
     home.dunlin("verify --data d/n2/data").expect(0);
