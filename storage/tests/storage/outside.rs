@@ -132,6 +132,10 @@ fn every_moment_of_an_engines_life_passes() {
         if life % 2 == 0 {
             flush(&engine);
             maintain(&engine);
+            // At rest the log leaves its segment, and gives back what it has ahead.
+            while engine.rest().expect("rests") {
+                maintain(&engine);
+            }
         }
         let stats = engine.stats();
         (merges, collected) = (merges + stats.merges, collected + stats.collected);
@@ -204,6 +208,9 @@ fn a_check_passes_whatever_happens_in_the_middle_of_it() {
         }
         engine.write_pending().expect("writes");
         engine.maintain(random.below(3000)).expect("maintains");
+        if random.below(20) == 0 {
+            engine.rest().expect("rests");
+        }
         engine.stats()
     };
     let step = Arc::new(step);
