@@ -99,10 +99,13 @@ impl Engine {
         if number >= table.blocks() {
             return Ok(false);
         }
-        check.bytes += BLOCK_LEN as u64;
         match table.read_block(number) {
-            Ok(_) => Ok(false),
+            Ok(block) => {
+                check.bytes += block.bytes().len() as u64;
+                Ok(false)
+            }
             Err(ReadError::Damaged(damage)) => {
+                check.bytes += BLOCK_LEN as u64;
                 check.findings.add(damage);
                 Ok(false)
             }
