@@ -1,0 +1,245 @@
+//! Scans: ranges of keys in order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dunlin_protocol::{KeyspaceId, PartitionId};
+
+use crate::engine::{Engine, Entry, KeyRef, Stored};
+use crate::error::{Affected, Damage, DamageKind, ReadError};
+use crate::frame;
+use crate::indexed::Indexed;
+use crate::memtable::{Copied, Memtable, Prefix};
+use crate::table::{Merging, key as full_key, split_key};
+use crate::view::View;
+
+/// How many entries a scan copies under one lock.
+const SCAN_STEP: usize = 64;
+
+/// What a scan visits, in the order of partition and key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScanRange<'a> {
+    /// In this keyspace.
+    pub keyspace: KeyspaceId,
+    /// From this partition.
+    pub first: PartitionId,
+    /// To this one, inclusive.
+    pub last: PartitionId,
+    /// In the first partition only keys behind this one: where an earlier scan stopped.
+    pub after: Option<&'a [u8]>,
+    /// Only keys that begin with this.
+    pub prefix: &'a [u8],
+    /// Only keys at or above this.
+    pub start: &'a [u8],
+    /// Only keys below this; empty: no such bound.
+    pub end: &'a [u8],
+}
+
+impl ScanRange<'_> {
+    /// All keys of a keyspace in these partitions.
+    pub fn all(keyspace: KeyspaceId, first: PartitionId, last: PartitionId) -> Self {
+        Self { keyspace, first, last, after: None, prefix: b"", start: b"", end: b"" }
+    }
+
+    /// Where the range begins in a partition, and whether that key belongs to it.
+    fn start_in(&self, partition: PartitionId) -> (&[u8], bool) {
+        let first = self.start.max(self.prefix);
+        match self.after {
+            Some(after) if partition == self.first && after >= first => (after, false),
+            _ => (first, true),
+        }
+    }
+
+    /// Whether a key at or above the start lies in the range.
+    fn contains(&self, key: &[u8]) -> bool {
+        key.starts_with(self.prefix) && (self.end.is_empty() || key < self.end)
+    }
+}
+
+/// An entry that a scan visits.
+pub struct Visited<'a> {
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Its key.
+    pub key: &'a [u8],
+    /// What is held for it.
+    pub entry: Entry,
+    pub(crate) indexed: Indexed<'a>,
+}
+
+impl Visited<'_> {
+    /// The record, where it is small enough to lie in the index; otherwise [`Engine::load`] has it.
+    ///
+    /// # Errors
+    /// None where it lies elsewhere, or there is none.
+    pub fn record(&self) -> Option<Stored> {
+        let held = self.entry.register.record?;
+        let body = self.indexed.record?;
+        let item = Bytes::copy_from_slice(body.bytes);
+        let copied = frame::Body { bytes: &item, ..body };
+        let (lineage, content) = copied.decode(held.head.tombstone, &item).ok()?;
+        Some(Stored { lineage, content })
+    }
+
+    /// The bytes of the record's value, without copying them, where they lie in the index.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.indexed.record?.value().ok()
+    }
+}
+
+impl Engine {
+    /// Visits keys in the order of partition and key, until `visit` returns false or `limit` keys were visited. Returns whether the range
+    /// ended; if not, the last key visited is where another scan goes on ([`ScanRange::after`]). Sees every key that is there all the time
+    /// and any others as they come and go; deleted, promised, and just forgotten keys, too. No lock is held during a visit.
+    pub fn scan(
+        &self,
+        range: ScanRange<'_>,
+        limit: usize,
+        visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, &visited.entry))
+    }
+
+    /// Like [`scan`](Self::scan), with the records of those that are small at hand.
+    pub fn scan_with(
+        &self,
+        range: ScanRange<'_>,
+        limit: usize,
+        visit: &mut dyn FnMut(&Visited<'_>) -> bool,
+    ) -> Result<bool, ReadError> {
+        let mut left = limit;
+        let mut below = None;
+        for partition in (range.first.0..=range.last.0).map(PartitionId) {
+            let ended = self.scan_partition(&range, partition, &mut below, &mut left, visit);
+            if !ended.inspect_err(|error| self.note_damage(error))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn scan_partition(
+        &self,
+        range: &ScanRange<'_>,
+        partition: PartitionId,
+        below: &mut Option<Below>,
+        left: &mut usize,
+        visit: &mut dyn FnMut(&Visited<'_>) -> bool,
+    ) -> Result<bool, ReadError> {
+        let full = |key: &[u8]| full_key(KeyRef { partition, keyspace: range.keyspace, key });
+        let (start, mut inclusive) = range.start_in(partition);
+        let mut from = full(start);
+        let prefix: Prefix = *from.first_chunk().expect("partition and keyspace");
+        loop {
+            // The memtable's next entries, and what lies below them: at one moment.
+            let mut shard = self.memtable.lock(partition);
+            let copied = Memtable::copy(&mut shard, &prefix, &from, inclusive, SCAN_STEP);
+            let view = self.view();
+            drop(shard);
+            let upto = match copied.len() {
+                SCAN_STEP => copied.last().map(|last| last.key.clone()),
+                _ => None,
+            };
+            let below = Below::at(below, view, &from, inclusive)?;
+            match self.visit(copied, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
+                Reached::Stop => return Ok(false),
+                Reached::EndOfRange => return Ok(true),
+                Reached::Upto => {}
+            }
+            match upto {
+                Some(upto) => (from, inclusive) = (upto, false),
+                None => return Ok(true),
+            }
+        }
+    }
+
+    /// Visits what comes, newer entries and those below them, as far as `upto`, which it includes.
+    #[expect(clippy::too_many_arguments, reason = "it is the inner half of one function")]
+    fn visit(
+        &self,
+        newer: Vec<Copied>,
+        below: &mut Merging,
+        range: &ScanRange<'_>,
+        prefix: &Prefix,
+        upto: Option<&[u8]>,
+        left: &mut usize,
+        visit: &mut dyn FnMut(&Visited<'_>) -> bool,
+    ) -> Result<Reached, ReadError> {
+        let durable = self.durable_upto();
+        let mut newer = newer.iter().peekable();
+        loop {
+            let next_below = below.key().filter(|key| upto.is_none_or(|upto| *key <= upto));
+            let (is_newer, is_below) = match (newer.peek(), next_below) {
+                (None, None) => return Ok(Reached::Upto),
+                (Some(_), None) => (true, false),
+                (None, Some(_)) => (false, true),
+                (Some(newer), Some(below)) => (*newer.key <= *below, *below <= *newer.key),
+            };
+            let newest = if is_newer { newer.next() } else { None };
+            let (full, body, position) = match (newest, next_below) {
+                (Some(newest), _) => (&*newest.key, &*newest.body, newest.position),
+                (None, Some(key)) => (key, below.body(), below.position()),
+                (None, None) => return Ok(Reached::Upto),
+            };
+            let Some(key) = split_key(full) else { return Err(self.malformed_key()) };
+            if !full.starts_with(prefix) || !range.contains(key.key) {
+                return Ok(Reached::EndOfRange);
+            }
+            let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
+            let entry = Entry { register: indexed.register, position };
+            // A forgotten key is shown until that is durable, so that who says "absent" waits for it.
+            if !entry.register.is_absent() || entry.position > durable {
+                let visited = Visited { partition: key.partition, key: key.key, entry, indexed };
+                if *left == 0 || !visit(&visited) {
+                    return Ok(Reached::Stop);
+                }
+                *left -= 1;
+            }
+            if is_below {
+                below.advance()?;
+            }
+        }
+    }
+
+    fn malformed_key(&self) -> ReadError {
+        let (kind, affected) = (DamageKind::Malformed, Affected::Everything);
+        ReadError::Damaged(Damage { file: String::new(), offset: 0, kind, expected: 0, found: 0, affected })
+    }
+}
+
+/// What lies below the memtable, from where a scan is on. Kept from step to step while nothing else is below.
+struct Below {
+    view: Arc<View>,
+    merging: Merging,
+}
+
+impl Below {
+    /// From a key on, which it includes or not; at or behind which it stands already, or never came to.
+    fn at<'a>(
+        kept: &'a mut Option<Self>,
+        view: Arc<View>,
+        from: &[u8],
+        inclusive: bool,
+    ) -> Result<&'a mut Self, ReadError> {
+        let is_good = |kept: &Self| Arc::ptr_eq(&kept.view, &view) && kept.merging.key().is_none_or(|key| key >= from);
+        if !kept.as_ref().is_some_and(is_good) {
+            let merging = view.sources(from)?;
+            *kept = Some(Self { view, merging });
+        }
+        let below = kept.as_mut().expect("just put there");
+        if !inclusive && below.merging.key() == Some(from) {
+            below.merging.advance()?;
+        }
+        Ok(below)
+    }
+}
+
+/// Where a visit ended.
+enum Reached {
+    /// At the last key wanted now.
+    Upto,
+    /// At the end of the range.
+    EndOfRange,
+    /// Nobody wants more.
+    Stop,
+}
