@@ -15,6 +15,7 @@ use crate::maintenance::Maintenance;
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
 use crate::options::Options;
+use crate::pin::Pin;
 use crate::place::{Place, Position};
 use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
@@ -70,7 +71,8 @@ pub struct Stored {
 
 /// The storage engine of a node. Shared between threads; every method takes `&self`.
 ///
-/// - keys: [`entry`](Self::entry), [`get`](Self::get), [`update`](Self::update), [`load`](Self::load), [`scan`](Self::scan)
+/// - keys: [`entry`](Self::entry), [`get`](Self::get), [`update`](Self::update), [`load`](Self::load), [`scan`](Self::scan), and all of them as they are at one
+///   moment: [`pin`](Self::pin)
 /// - large records: [`stage`](Self::stage), and then [`update_staged`](Self::update_staged)
 /// - durability: `update` appends in memory only. Its owner is woken ([`set_waker`](Self::set_waker), or blocks in
 ///   [`wait_pending`](Self::wait_pending)) and calls [`write_pending`](Self::write_pending), which writes all that is pending in one go and syncs
@@ -90,6 +92,8 @@ pub struct Engine {
     /// What lies below the memtable. Taken while a key's shard is locked; replaced while all are, where the memtable is frozen.
     pub(crate) view: RwLock<Arc<View>>,
     pub(crate) blocks: BlockCache,
+    /// Moments that are kept. Locked before shards.
+    pub(crate) pins: Mutex<Vec<Arc<Pin>>>,
     /// Held across I/O by the writer.
     pub(crate) writer: Mutex<Writer>,
     /// Held across I/O by `maintain`.
@@ -179,6 +183,7 @@ impl Engine {
             memtable,
             view: RwLock::new(Arc::new(view)),
             blocks: block_cache(options.cache_bytes),
+            pins: Mutex::default(),
             writer: Mutex::new(writer),
             maintenance: Mutex::default(),
             stage: Mutex::default(),
@@ -368,6 +373,7 @@ impl Engine {
         let (segments, segment_bytes) = (segments.len() as u64, segments.iter().map(|s| s.written()).sum());
         let view = self.view();
         let tables = || view.levels.tables();
+        let (pins, pinned_bytes) = self.pinned();
         Stats {
             keys: self.key_count(),
             segments,
@@ -376,6 +382,8 @@ impl Engine {
             dead_segment_bytes: dead,
             collection_debt_bytes,
             memtable_bytes: self.memtable.bytes() + view.frozen.iter().map(|frozen| frozen.bytes()).sum::<u64>(),
+            pins,
+            pinned_bytes,
             tables: tables().count() as u64,
             table_bytes: tables().map(|table| table.meta().file_len).sum(),
             level_bytes: std::array::from_fn(|level| view.levels.bytes(level)),

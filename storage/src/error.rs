@@ -312,6 +312,32 @@ impl From<FileError> for WriteError {
     }
 }
 
+/// Why a moment could not be pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PinError {
+    /// So many are pinned already.
+    #[error("{max} scans are under way already")]
+    TooMany {
+        /// The most that may be.
+        max: usize,
+    },
+    /// Those that are pinned keep much in memory.
+    #[error("scans that are under way keep {kept_bytes} bytes in memory, more than {max}")]
+    TooMuchMemory {
+        /// What they keep.
+        kept_bytes: u64,
+        /// Beyond this there are no more of them.
+        max: u64,
+    },
+}
+
+impl PinError {
+    /// The code for users.
+    pub fn status(&self) -> Status {
+        Status::Overloaded
+    }
+}
+
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use crate::memtable::{Prefix, Shard};
+use crate::memtable::{Copied, Prefix, Shard};
 use crate::place::{Position, SegmentId};
 use crate::table::split_key;
 
@@ -60,6 +60,13 @@ impl Frozen {
         let shard = &self.shards[usize::from(split_key(key)?.partition.0) % self.shards.len()];
         let slot = shard.find(hash, key)?;
         Some((shard.body(slot), shard.position(slot)))
+    }
+
+    /// The first entries of a partition and keyspace from `start` on, which it includes or not.
+    pub(crate) fn copy(&self, prefix: &Prefix, start: &[u8], inclusive: bool, limit: usize) -> Vec<Copied> {
+        let Ok(at) = self.prefixes.binary_search_by_key(prefix, |slots| slots.prefix) else { return Vec::new() };
+        let (shard, sorted) = self.sorted(at);
+        shard.copy_of(sorted, start, inclusive, limit)
     }
 
     fn sorted(&self, prefix: usize) -> (&Shard, &[u32]) {

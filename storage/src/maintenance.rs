@@ -124,7 +124,7 @@ impl Engine {
         let moment = || Moment { position: self.log.end().0, keys: self.key_count(), live: self.segments.live() };
         self.memtable.freeze(if_empty, moment, |frozen| {
             self.change_view(|view| {
-                view.frozen.insert(0, Arc::new(frozen));
+                view.frozen.insert(0, frozen);
                 view.freezes += 1;
             });
         })

@@ -4,11 +4,13 @@
 //! since they last did. Keys and bodies (see [`indexed`](crate::indexed)) lie behind one another in one arena a shard.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dunlin_protocol::PartitionId;
 use hashbrown::HashTable;
 
 use crate::frozen::{Frozen, Moment};
+use crate::pin::{Pin, Saved};
 use crate::place::Position;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -51,6 +53,8 @@ pub(crate) struct Shard {
     slots: Vec<Slot>,
     arena: Vec<u8>,
     orders: BTreeMap<Prefix, Order>,
+    /// Moments of this memtable that are kept.
+    pins: Vec<Arc<Pin>>,
 }
 
 impl Shard {
@@ -90,6 +94,9 @@ impl Shard {
 
     /// Puts a body where `find` found the key, or found none. Returns by how much the shard grew.
     fn put(&mut self, slot: Option<u32>, hash: u64, key: &[u8], body: &[u8], position: Position) -> usize {
+        if !self.pins.is_empty() {
+            self.save(slot, key);
+        }
         let before = self.arena.len();
         match slot {
             Some(number) => {
@@ -121,6 +128,16 @@ impl Shard {
         }
     }
 
+    /// Saves for the pins what they see of a key, before it is put.
+    #[cold]
+    fn save(&self, slot: Option<u32>, key: &[u8]) {
+        let mut saved = None;
+        let mut copy = || Saved::new(key, slot.map(|slot| (self.body(slot), self.position(slot))));
+        for pin in &self.pins {
+            pin.save(key, || saved.get_or_insert_with(&mut copy).clone());
+        }
+    }
+
     /// The first entries of a partition and keyspace from `start` on, which it includes or not.
     fn copy(&mut self, prefix: &Prefix, start: &[u8], inclusive: bool, limit: usize) -> Vec<Copied> {
         let Some(mut order) = self.orders.get_mut(prefix).map(std::mem::take) else { return Vec::new() };
@@ -129,16 +146,21 @@ impl Shard {
             order.sorted = self.merged(&order.sorted, &order.new);
             order.new.clear();
         }
+        let copied = self.copy_of(&order.sorted, start, inclusive, limit);
+        self.orders.insert(*prefix, order);
+        copied
+    }
+
+    /// The first of these entries, which are in order, from `start` on, which it includes or not.
+    pub(crate) fn copy_of(&self, sorted: &[u32], start: &[u8], inclusive: bool, limit: usize) -> Vec<Copied> {
         let is_below = |slot: &u32| if inclusive { self.key(*slot) < start } else { self.key(*slot) <= start };
-        let from = order.sorted.partition_point(is_below);
-        let copied = order.sorted[from..].iter().take(limit).map(|&slot| Copied {
+        let from = sorted.partition_point(is_below);
+        let copied = sorted[from..].iter().take(limit).map(|&slot| Copied {
             key: self.key(slot).to_vec(),
             body: self.body(slot).to_vec(),
             position: self.position(slot),
         });
-        let copied = copied.collect();
-        self.orders.insert(*prefix, order);
-        copied
+        copied.collect()
     }
 
     fn merged(&self, a: &[u32], b: &[u32]) -> Vec<u32> {
@@ -206,16 +228,39 @@ impl Memtable {
         &self,
         even_empty: bool,
         moment: impl FnOnce() -> Moment,
-        publish: impl FnOnce(Frozen),
+        publish: impl FnOnce(Arc<Frozen>),
     ) -> bool {
-        let mut shards: Vec<_> =
-            self.shards.iter().map(|shard| shard.lock().expect("no thread panics while it holds a shard")).collect();
+        let mut shards = self.lock_all();
         if !even_empty && shards.iter().all(|shard| shard.slots.is_empty()) {
             return false;
         }
+        let mut pins = Vec::new();
+        shards.iter_mut().for_each(|shard| pins = std::mem::take(&mut shard.pins));
         let taken = shards.iter_mut().map(|shard| std::mem::take(&mut **shard)).collect();
-        publish(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment()));
+        let frozen = Arc::new(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment()));
+        pins.iter().for_each(|pin| pin.freeze(&frozen));
+        publish(frozen);
         true
+    }
+
+    /// Keeps a moment from now on: `make` is called while no shard is used.
+    pub(crate) fn pin(&self, make: impl FnOnce() -> Arc<Pin>) -> Arc<Pin> {
+        let mut shards = self.lock_all();
+        let pin = make();
+        shards.iter_mut().for_each(|shard| shard.pins.push(pin.clone()));
+        pin
+    }
+
+    /// A moment is kept no more.
+    pub(crate) fn unpin(&self, pin: &Arc<Pin>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("no thread panics while it holds a shard");
+            shard.pins.retain(|other| !Arc::ptr_eq(other, pin));
+        }
+    }
+
+    fn lock_all(&self) -> Vec<MutexGuard<'_, Shard>> {
+        self.shards.iter().map(|shard| shard.lock().expect("no thread panics while it holds a shard")).collect()
     }
 
     /// The canary: an acceptor that forgets at a restart what it promised and accepted. The simulator must notice.

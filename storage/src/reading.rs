@@ -11,8 +11,10 @@ use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame::{self, Frame, Malformed};
 use crate::full_key::FullKey;
 use crate::indexed::Indexed;
+use crate::pin::Pin;
 use crate::place::{Place, Position};
 use crate::scan::Visited;
+use crate::segment::Segment;
 use crate::view::{Glance, View};
 
 impl Engine {
@@ -48,11 +50,47 @@ impl Engine {
         // Taken under the lock: what was in the memtable then is in it still, or in the view.
         let view = self.view();
         drop(shard);
+        self.with_body_below(&view, full, call)
+    }
+
+    /// Calls with the body that lies below the memtable.
+    fn with_body_below<T>(
+        &self,
+        view: &View,
+        full: &FullKey,
+        call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
         match view.glance(full.bytes(), full.hash) {
             Glance::Found(body, position) => call(Some(body), position),
             Glance::Absent => call(None, Position::ZERO),
-            Glance::Unknown => call(self.find_in_tables(&view, full)?.as_deref(), Position::ZERO),
+            Glance::Unknown => call(self.find_in_tables(view, full)?.as_deref(), Position::ZERO),
         }
+    }
+
+    /// As [`with_body`](Self::with_body), at a moment that is kept.
+    fn with_pinned_body<T>(
+        &self,
+        pin: &Pin,
+        key: KeyRef<'_>,
+        full: &FullKey,
+        call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        // Under the lock: what is not saved is as it was.
+        let shard = self.memtable.lock(key.partition);
+        let saved = pin.saved(full.bytes());
+        let found = match (&saved, pin.frozen()) {
+            (Some(saved), _) => saved.body.as_ref().map(|(body, position)| (&**body, *position)),
+            (None, Some(frozen)) => frozen.get(full.hash, full.bytes()),
+            (None, None) => {
+                let slot = shard.find(full.hash, full.bytes());
+                slot.map(|slot| (shard.body(slot), shard.position(slot)))
+            }
+        };
+        if let Some((body, position)) = found {
+            return call(Some(body), position);
+        }
+        drop(shard);
+        self.with_body_below(&pin.view, full, call)
     }
 
     pub(crate) fn find_in_tables(&self, view: &View, full: &FullKey) -> Result<Option<Bytes>, ReadError> {
@@ -86,16 +124,21 @@ impl Engine {
     /// # Errors
     /// [`ReadError::Superseded`]: meanwhile it holds another one.
     pub fn load(&self, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
+        self.load_of(None, key, held)
+    }
+
+    /// Reads a record that a register holds now, or held at a moment that is kept.
+    pub(crate) fn load_of(&self, pin: Option<&Pin>, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
         count(&self.counters.reads, 1);
         if !held.place.is_inline() {
-            match self.load_frame(&held.place) {
+            match self.load_frame(pin, &held.place) {
                 // It was moved meanwhile.
                 Err(ReadError::Gone { .. }) => {}
                 loaded => return loaded.inspect_err(|error| self.note_damage(error)),
             }
         }
         let full = FullKey::new(key);
-        let found = self.with_body(key, &full, |body, _| {
+        let look = |body: Option<&[u8]>, _| {
             let Some(body) = body else { return Ok(None) };
             let item = Bytes::copy_from_slice(body);
             let indexed = Indexed::decode(&item).map_err(|bad| self.malformed(key, bad))?;
@@ -104,7 +147,11 @@ impl Engine {
             }
             let moved = indexed.held().find(|(other, _)| other.head == held.head);
             Ok(moved.map(|(held, _)| Err(held.place)))
-        })?;
+        };
+        let found = match pin {
+            None => self.with_body(key, &full, look)?,
+            Some(pin) => self.with_pinned_body(pin, key, &full, look)?,
+        };
         match found {
             Some(Ok(stored)) => Ok(stored),
             // It was not moved: the segment is missing, which was reported when the engine was opened.
@@ -112,7 +159,7 @@ impl Engine {
                 Err(ReadError::Gone { segment: place.segment })
             }
             Some(Err(place)) if !place.is_inline() => {
-                self.load_frame(&place).inspect_err(|error| self.note_damage(error))
+                self.load_frame(pin, &place).inspect_err(|error| self.note_damage(error))
             }
             _ => Err(ReadError::Superseded),
         }
@@ -140,8 +187,11 @@ impl Engine {
         }
     }
 
-    fn load_frame(&self, place: &Place) -> Result<Stored, ReadError> {
-        let item = Bytes::from(self.read(place)?);
+    fn load_frame(&self, pin: Option<&Pin>, place: &Place) -> Result<Stored, ReadError> {
+        let kept = pin.and_then(|pin| pin.segments.get(&place.segment).cloned());
+        let segment = kept.or_else(|| self.segments.get(place.segment));
+        let segment = segment.ok_or(ReadError::Gone { segment: place.segment })?;
+        let item = Bytes::from(self.read(&segment, place)?);
         let damaged = |kind, expected: u32, found: u32, affected| {
             let file = place.segment.file_name();
             let (expected, found) = (expected.into(), found.into());
@@ -160,8 +210,7 @@ impl Engine {
         Ok(Stored { lineage, content })
     }
 
-    fn read(&self, place: &Place) -> Result<Vec<u8>, ReadError> {
-        let segment = self.segments.get(place.segment).ok_or(ReadError::Gone { segment: place.segment })?;
+    fn read(&self, segment: &Segment, place: &Place) -> Result<Vec<u8>, ReadError> {
         let is_written = || place.offset.checked_add(place.len.into()).is_some_and(|end| end <= segment.written());
         // What is found in neither place was written between the two looks.
         if !is_written()

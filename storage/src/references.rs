@@ -34,6 +34,10 @@ impl Segments {
         self.0.read().expect("no thread panics while it holds the segments").values().cloned().collect()
     }
 
+    pub(crate) fn to_map(&self) -> BTreeMap<SegmentId, Arc<Segment>> {
+        self.0.read().expect("no thread panics while it holds the segments").clone()
+    }
+
     /// How many bytes of each the index refers to.
     pub(crate) fn live(&self) -> BTreeMap<SegmentId, u64> {
         let segments = self.0.read().expect("no thread panics while it holds the segments");

@@ -8,8 +8,11 @@ use dunlin_protocol::{KeyspaceId, PartitionId};
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame;
+use crate::frozen::Frozen;
 use crate::indexed::Indexed;
 use crate::memtable::{Copied, Memtable, Prefix};
+use crate::pin::Pin;
+use crate::place::Position;
 use crate::table::{Merging, key as full_key, split_key};
 use crate::view::View;
 
@@ -107,10 +110,21 @@ impl Engine {
         limit: usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
+        self.scan_of(None, range, limit, visit)
+    }
+
+    /// Scans what there is now, or what there was at a moment that is kept.
+    pub(crate) fn scan_of(
+        &self,
+        pin: Option<&Pin>,
+        range: ScanRange<'_>,
+        limit: usize,
+        visit: &mut dyn FnMut(&Visited<'_>) -> bool,
+    ) -> Result<bool, ReadError> {
         let mut left = limit;
         let mut below = None;
         for partition in (range.first.0..=range.last.0).map(PartitionId) {
-            let ended = self.scan_partition(&range, partition, &mut below, &mut left, visit);
+            let ended = self.scan_partition(pin, &range, partition, &mut below, &mut left, visit);
             if !ended.inspect_err(|error| self.note_damage(error))? {
                 return Ok(false);
             }
@@ -120,6 +134,7 @@ impl Engine {
 
     fn scan_partition(
         &self,
+        pin: Option<&Pin>,
         range: &ScanRange<'_>,
         partition: PartitionId,
         below: &mut Option<Below>,
@@ -131,17 +146,13 @@ impl Engine {
         let mut from = full(start);
         let prefix: Prefix = *from.first_chunk().expect("partition and keyspace");
         loop {
-            // The memtable's next entries, and what lies below them: at one moment.
-            let mut shard = self.memtable.lock(partition);
-            let copied = Memtable::copy(&mut shard, &prefix, &from, inclusive, SCAN_STEP);
-            let view = self.view();
-            drop(shard);
-            let upto = match copied.len() {
-                SCAN_STEP => copied.last().map(|last| last.key.clone()),
-                _ => None,
+            let Newer { entries, upto, shown_from, view } = match pin {
+                None => self.newer(partition, &prefix, &from, inclusive),
+                Some(pin) => self.newer_pinned(pin, partition, &prefix, &from, inclusive),
             };
             let below = Below::at(below, view, &from, inclusive)?;
-            match self.visit(copied, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
+            let newer = (&entries[..], shown_from);
+            match self.visit(newer, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
                 Reached::Stop => return Ok(false),
                 Reached::EndOfRange => return Ok(true),
                 Reached::Upto => {}
@@ -153,11 +164,51 @@ impl Engine {
         }
     }
 
+    /// The memtable's next entries, and what lies below them: both of one moment.
+    fn newer(&self, partition: PartitionId, prefix: &Prefix, from: &[u8], inclusive: bool) -> Newer {
+        let mut shard = self.memtable.lock(partition);
+        let entries = Memtable::copy(&mut shard, prefix, from, inclusive, SCAN_STEP);
+        let view = self.view();
+        drop(shard);
+        Newer { upto: Newer::upto(&entries), entries, shown_from: self.durable_upto(), view }
+    }
+
+    /// The same, at a moment that is kept.
+    fn newer_pinned(&self, pin: &Pin, partition: PartitionId, prefix: &Prefix, from: &[u8], inclusive: bool) -> Newer {
+        let of_frozen = |frozen: &Frozen| {
+            let mut entries = frozen.copy(prefix, from, inclusive, SCAN_STEP);
+            let upto = Newer::upto(&entries);
+            pin.restore(&mut entries);
+            (entries, upto)
+        };
+        let of_memtable = || {
+            let mut shard = self.memtable.lock(partition);
+            if pin.frozen().is_some() {
+                return None;
+            }
+            let mut entries = Memtable::copy(&mut shard, prefix, from, inclusive, SCAN_STEP);
+            let upto = Newer::upto(&entries);
+            pin.restore(&mut entries);
+            Some((entries, upto))
+        };
+        let (entries, upto) = loop {
+            match pin.frozen() {
+                Some(frozen) => break of_frozen(frozen),
+                // It may be frozen between the two looks.
+                None => match of_memtable() {
+                    Some(copied) => break copied,
+                    None => continue,
+                },
+            }
+        };
+        Newer { entries, upto, shown_from: Position(u64::MAX), view: pin.view.clone() }
+    }
+
     /// Visits what comes, newer entries and those below them, as far as `upto`, which it includes.
     #[expect(clippy::too_many_arguments, reason = "it is the inner half of one function")]
     fn visit(
         &self,
-        newer: Vec<Copied>,
+        (newer, shown_from): (&[Copied], Position),
         below: &mut Merging,
         range: &ScanRange<'_>,
         prefix: &Prefix,
@@ -165,7 +216,6 @@ impl Engine {
         left: &mut usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<Reached, ReadError> {
-        let durable = self.durable_upto();
         let mut newer = newer.iter().peekable();
         loop {
             let next_below = below.key().filter(|key| upto.is_none_or(|upto| *key <= upto));
@@ -188,7 +238,7 @@ impl Engine {
             let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
             let entry = Entry { register: indexed.register, position };
             // A forgotten key is shown until that is durable, so that who says "absent" waits for it.
-            if !entry.register.is_absent() || entry.position > durable {
+            if !entry.register.is_absent() || entry.position > shown_from {
                 let visited = Visited { partition: key.partition, key: key.key, entry, indexed };
                 if *left == 0 || !visit(&visited) {
                     return Ok(Reached::Stop);
@@ -204,6 +254,22 @@ impl Engine {
     fn malformed_key(&self) -> ReadError {
         let (kind, affected) = (DamageKind::Malformed, Affected::Everything);
         ReadError::Damaged(Damage { file: String::new(), offset: 0, kind, expected: 0, found: 0, affected })
+    }
+}
+
+/// The memtable's next entries.
+struct Newer {
+    entries: Vec<Copied>,
+    /// There are more behind this key; none: that is all of the partition.
+    upto: Option<Vec<u8>>,
+    /// A forgotten key is shown where its position lies behind this.
+    shown_from: Position,
+    view: Arc<View>,
+}
+
+impl Newer {
+    fn upto(entries: &[Copied]) -> Option<Vec<u8>> {
+        entries.get(SCAN_STEP - 1).map(|last| last.key.clone())
     }
 }
 

@@ -203,6 +203,7 @@ mod tests {
         file.truncate(3).expect("truncates");
         assert_eq!(file.read_at(0, &mut buffer).expect("reads"), 3);
         disk.remove("a").expect("removes");
+        assert_eq!(file.read_at(0, &mut buffer).expect("reads what is open"), 3);
         assert_eq!(disk.open("a").err().map(|e| e.kind()), Some(io::ErrorKind::NotFound));
     }
 

@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod fixture;
 mod outside;
+mod pinned;
 mod rot;
 mod staging;
 mod support;

@@ -79,6 +79,18 @@ fn names_are_durable_only_when_their_directory_is_synced() {
 }
 
 #[test]
+fn what_is_open_stays_readable_when_its_name_is_removed() {
+    let disk = MemoryDisk::new();
+    disk.insert("a", b"old");
+    let file = disk.open("a").expect("opens");
+    disk.remove("a").expect("removes");
+    disk.sync_dir("").expect("syncs");
+    disk.create("a").expect("creates another one");
+    let mut buffer = [0; 4];
+    assert_eq!((file.read_at(0, &mut buffer).expect("reads"), &buffer), (3, b"old\0"));
+}
+
+#[test]
 fn faults_come_where_they_are_planned() {
     let disk = MemoryDisk::new();
     let file = disk.create("a").expect("creates");
