@@ -20,7 +20,7 @@ use crate::error::{Affected, Damage, DamageKind, FileError};
 const MAGIC: &[u8; 8] = b"DUNLBLOB";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 16;
-const MAX_LEN: u64 = 64 << 20;
+const MAX_LEN: u64 = 1 << 30;
 
 /// Stores a small file durably, in place of what had the name before. Two stores of one name must not run at once.
 ///

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::digests::{self, DigestsId};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::KeyRef;
 use crate::error::{Affected, Damage, DamageKind, OpenError, ReadError};
@@ -57,6 +58,14 @@ impl<'a> Check<'a> {
     /// A listed file is not there.
     pub(crate) fn missing(&mut self, name: String) {
         self.damage(name, 0, DamageKind::MissingFile, (1, 0), Affected::Everything);
+    }
+
+    /// Digests can be made anew: whatever is wrong with them, no data is lost.
+    pub(crate) fn digests(&mut self, id: DigestsId) -> Result<(), OpenError> {
+        let (damage, len) = digests::check(self.disk, id)?;
+        self.bytes += len;
+        damage.into_iter().for_each(|damage| self.findings.add(damage));
+        Ok(())
     }
 
     pub(crate) fn segment(&mut self, id: SegmentId, file: &dyn DiskFile) -> Result<(), OpenError> {

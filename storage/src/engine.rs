@@ -73,6 +73,7 @@ pub struct Stored {
 ///
 /// - keys: [`entry`](Self::entry), [`get`](Self::get), [`update`](Self::update), [`load`](Self::load), [`scan`](Self::scan), and all of them as they are at one
 ///   moment: [`pin`](Self::pin)
+/// - what a partition holds, in short: [`digest`](Self::digest), [`digest_roots`](Self::digest_roots), [`scan_leaf`](Self::scan_leaf)
 /// - large records: [`stage`](Self::stage), and then [`update_staged`](Self::update_staged)
 /// - durability: `update` appends in memory only. Its owner is woken ([`set_waker`](Self::set_waker), or blocks in
 ///   [`wait_pending`](Self::wait_pending)) and calls [`write_pending`](Self::write_pending), which writes all that is pending in one go and syncs
@@ -382,6 +383,7 @@ impl Engine {
             dead_segment_bytes: dead,
             collection_debt_bytes,
             memtable_bytes: self.memtable.bytes() + view.frozen.iter().map(|frozen| frozen.bytes()).sum::<u64>(),
+            digest_bytes: self.memtable.digest_bytes(),
             pins,
             pinned_bytes,
             tables: tables().count() as u64,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use crate::digests::Captured;
 use crate::memtable::{Copied, Prefix, Shard};
 use crate::place::{Position, SegmentId};
 use crate::table::split_key;
@@ -25,6 +26,8 @@ pub(crate) struct Moment {
     pub(crate) keys: u64,
     /// How many bytes of each segment were referred to.
     pub(crate) live: BTreeMap<SegmentId, u64>,
+    /// The digests of all partitions.
+    pub(crate) digests: Captured,
 }
 
 struct Slots {

@@ -7,7 +7,7 @@
 //! [`Engine::write_pending`] from a writer thread and [`Engine::maintain`] (flush, merge, collection) from another, or both as events of a simulation. All file access goes through a [`Disk`]: a [`FileDisk`] or, with
 //! crashes and faults, a [`MemoryDisk`].
 //!
-//! A data directory holds `MANIFEST`, `segments/<id>.seg`, `tables/<id>.tbl` and `snapshots/<name>/`, each of which is a data directory of its own. Beside
+//! A data directory holds `MANIFEST`, `segments/<id>.seg`, `tables/<id>.tbl`, `tables/<id>.dig` and `snapshots/<name>/`, each of which is a data directory of its own. Beside
 //! them there are a few small files: [`Identity`], [`ClockFile`], and whatever the owner keeps with [`store_blob`].
 //!
 //! It deliberately does not: decide anything about stamps or ballots, read a clock for anything but statistics, retry a failed write or sync of the
@@ -17,6 +17,8 @@ mod blob;
 mod check;
 mod clock_file;
 mod collection;
+mod digest;
+mod digests;
 mod disk;
 mod engine;
 mod error;
@@ -58,6 +60,7 @@ mod writer;
 
 pub use blob::{load_blob, store_blob};
 pub use clock_file::ClockFile;
+pub use digest::{Digest, Leaf, PartitionDigest};
 pub use disk::{Disk, DiskFile, FileDisk, MemoryDisk};
 pub use engine::{Engine, Entry, KeyRef, Stored, Updated};
 pub use error::{Affected, Damage, DamageKind, FileError, OpenError, PinError, ReadError, WriteError};

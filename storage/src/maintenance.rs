@@ -5,11 +5,13 @@
 //! times as long. A level is also handed on where more than a fifth of all entries are superseded.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use crate::collection::Collection;
+use crate::digests::{self, Captured, DigestsId};
 use crate::engine::{Engine, count};
-use crate::error::{ReadError, WriteError};
+use crate::error::{ReadError, WriteError, is_disk_full};
 use crate::frozen::{Frozen, Moment};
 use crate::job::{Job, JobError};
 use crate::manifest::Manifest;
@@ -121,7 +123,10 @@ impl Engine {
 
     /// The same, where it is empty only if that is asked for: a flush of nothing moves the position from which the log is replayed.
     pub(crate) fn freeze_even(&self, if_empty: bool) -> bool {
-        let moment = || Moment { position: self.log.end().0, keys: self.key_count(), live: self.segments.live() };
+        let moment = |digests| {
+            let (position, keys, live) = (self.log.end().0, self.key_count(), self.segments.live());
+            Moment { position, keys, live, digests }
+        };
         self.memtable.freeze(if_empty, moment, |frozen| {
             self.change_view(|view| {
                 view.frozen.insert(0, frozen);
@@ -182,10 +187,9 @@ impl Engine {
 
     fn install_flush(&self, flush: Flush) -> Result<(), WriteError> {
         let Flush { job, frozen, watch } = flush;
-        if !job.outputs.is_empty() {
-            self.sync_tables()?;
-        }
         let moment = &frozen.first().expect("a flush has something to flush").moment;
+        let digests = DigestsId(self.new_table_id().0);
+        self.write_digests(digests, &moment.digests).inspect_err(|_| self.remove_digests(digests))?;
         let mut manifest = self.lock_manifest();
         let mut changed = manifest.clone();
         changed.tables.extend(job.outputs.iter().map(|table| (table.id(), 0)));
@@ -203,8 +207,14 @@ impl Engine {
             }
         }
         let dead = self.take_dead(&mut changed);
-        self.replace_manifest(&mut manifest, changed)?;
+        let former = changed.digests.replace(digests);
+        let replaced = self.replace_manifest(&mut manifest, changed);
         drop(manifest);
+        // After another failure than that it is open which manifest will be found.
+        if replaced.is_err() && !self.log.is_poisoned() {
+            self.remove_digests(digests);
+        }
+        replaced?;
         self.change_view(|view| {
             let levels = Arc::make_mut(&mut view.levels);
             job.outputs.iter().for_each(|table| levels.add(0, table.clone()));
@@ -214,7 +224,30 @@ impl Engine {
         count(&self.counters.flushes, 1);
         self.counters.flush_time.record(watch.nanos());
         count(&self.counters.flushed_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
-        self.remove_segments(&dead)
+        self.remove_segments(&dead)?;
+        let Some(former) = former.map(DigestsId::file_name) else { return Ok(()) };
+        match self.disk.remove(&former) {
+            // That it was missing was reported when the engine was opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(WriteError::io(former)),
+        }
+    }
+
+    /// Writes the digests that go with new tables, and makes the names of all of these files durable.
+    fn write_digests(&self, id: DigestsId, digests: &Captured) -> Result<(), WriteError> {
+        let written = digests::write(&*self.disk, id, digests);
+        written.map_err(|source| match is_disk_full(&source) {
+            true => WriteError::DiskFull,
+            false => WriteError::Io { file: id.file_name(), source },
+        })?;
+        self.sync_tables()
+    }
+
+    /// Takes a file of digests away that came to nothing. One that stays is removed when the engine is opened again.
+    fn remove_digests(&self, id: DigestsId) {
+        if self.disk.remove(&id.file_name()).is_err() {
+            count(&self.counters.unremoved, 1);
+        }
     }
 
     /// Removes segments that the manifest does not have any more.

@@ -4,20 +4,21 @@
 //! append-only list would be smaller to write, but a damaged last entry of it looks like a torn one: a lost segment would pass for one that was
 //! never used. The contents, little-endian:
 //!
-//! - 0xffffffff (4), version, 2 (4); the position up to which the tables cover the log (8), how many keys there were at that position (8), the ids of
-//!   the next segment and the next table (8 each);
+//! - 0xffffffff (4), version, 3 (4); the position up to which the tables cover the log (8), how many keys there were at that position (8), the ids of
+//!   the next segment and the next table (8 each), and of the file of digests at that position (8; all bits set: there is none);
 //! - how many segments (4), for each its id, base, capacity, cut, synced_upto, end, least length and live bytes (8 each), and 1 where it is cold
 //!   (1);
 //! - how many tables (4), for each its id (8) and level (1), older ones of level 0 before newer ones;
 //! - whether all partitions are suspect (1), how many are by name (4), and these (2 each).
 //!
-//! Version 1 had no tables: how many segments (4), for each its id, base, capacity, cut and synced_upto (8 each), and the suspects.
+//! Version 2 had no file of digests. Version 1 had no tables either: how many segments (4), for each its id, base, capacity, cut and synced_upto (8 each), and the suspects.
 
 use std::collections::BTreeMap;
 
 use dunlin_protocol::PartitionId;
 
 use crate::blob::{load_blob, replace_blob, write_blob};
+use crate::digests::DigestsId;
 use crate::disk::Disk;
 use crate::error::{Affected, FileError};
 use crate::frame::Malformed;
@@ -29,7 +30,11 @@ use crate::table::TableId;
 pub(crate) const MANIFEST: &str = "MANIFEST";
 /// Where version 1 had its number of segments.
 const NO_COUNT: u32 = u32::MAX;
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The first version with a file of digests.
+const DIGESTS_VERSION: u32 = 3;
+/// In place of that file's id.
+const NO_DIGESTS: u64 = u64::MAX;
 
 /// What is known of a segment without its header, which says the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -89,6 +94,8 @@ pub(crate) struct Manifest {
     /// Ids are never used twice.
     pub(crate) next_segment: u64,
     pub(crate) next_table: u64,
+    /// Has the digests at that position.
+    pub(crate) digests: Option<DigestsId>,
     /// With their levels; in level 0 older ones come first.
     pub(crate) tables: Vec<(TableId, u8)>,
     pub(crate) segments: BTreeMap<SegmentId, Listing>,
@@ -98,7 +105,14 @@ pub(crate) struct Manifest {
 impl Manifest {
     /// Malformed contents under a valid checksum are the inner error.
     pub(crate) fn load(disk: &dyn Disk) -> Result<Option<Result<Self, Malformed>>, FileError> {
-        Ok(load_blob(disk, MANIFEST)?.map(|bytes| Self::decode(&bytes).ok_or(Malformed)))
+        let Some(bytes) = load_blob(disk, MANIFEST)? else { return Ok(None) };
+        let mut fields = Fields(&bytes);
+        if let (Some(NO_COUNT), Some(found)) = (fields.word(), fields.word())
+            && found > VERSION
+        {
+            return Err(FileError::Version { file: MANIFEST.to_owned(), found, known: VERSION });
+        }
+        Ok(Some(Self::decode(&bytes).ok_or(Malformed)))
     }
 
     pub(crate) fn store(&self, disk: &dyn Disk) -> Result<(), FileError> {
@@ -120,7 +134,8 @@ impl Manifest {
         let mut out = Vec::with_capacity(64 + 65 * self.segments.len() + 9 * self.tables.len());
         out.extend_from_slice(&NO_COUNT.to_le_bytes());
         out.extend_from_slice(&VERSION.to_le_bytes());
-        for number in [self.position, self.keys, self.next_segment, self.next_table] {
+        let digests = self.digests.map_or(NO_DIGESTS, |id| id.0);
+        for number in [self.position, self.keys, self.next_segment, self.next_table, digests] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
@@ -149,11 +164,15 @@ impl Manifest {
         let mut count = fields.word()?;
         let is_first_version = count != NO_COUNT;
         if !is_first_version {
-            if fields.word()? != VERSION {
+            let version = fields.word()?;
+            if !(2..=VERSION).contains(&version) {
                 return None;
             }
             (manifest.position, manifest.keys) = (fields.long()?, fields.long()?);
             (manifest.next_segment, manifest.next_table) = (fields.long()?, fields.long()?);
+            if version >= DIGESTS_VERSION {
+                manifest.digests = Some(fields.long()?).filter(|id| *id != NO_DIGESTS).map(DigestsId);
+            }
             count = fields.word()?;
         }
         for _ in 0..count {
@@ -220,7 +239,8 @@ mod tests {
         let disk = MemoryDisk::new();
         assert_eq!(Manifest::load(&disk).expect("loads"), None);
         let mut manifest =
-            Manifest { position: 1 << 40, keys: 7, next_segment: 8, next_table: 9, ..Manifest::default() };
+            Manifest { position: 1 << 40, keys: 7, next_segment: 8, next_table: 99, ..Manifest::default() };
+        manifest.digests = Some(DigestsId(98));
         for id in 0..5 {
             let listing = Listing {
                 base: id << 30,
@@ -242,6 +262,20 @@ mod tests {
         manifest.suspects.add(Affected::Everything);
         manifest.store(&disk).expect("stores");
         assert_eq!(Manifest::load(&disk).expect("loads"), Some(Ok(manifest)));
+    }
+
+    #[test]
+    fn version_2_has_no_digests_and_a_newer_version_is_told_from_damage() {
+        let mut manifest = Manifest { position: 5, keys: 7, next_segment: 8, next_table: 9, ..Manifest::default() };
+        manifest.tables.push((TableId(3), 1));
+        let bytes = manifest.encode();
+        let version_2 = [&bytes[..4], &2u32.to_le_bytes(), &bytes[8..40], &bytes[48..]].concat();
+        assert_eq!(Manifest::decode(&version_2), Some(manifest));
+        let disk = MemoryDisk::new();
+        let newer = [&bytes[..4], &4u32.to_le_bytes(), &bytes[8..]].concat();
+        crate::store_blob(&disk, MANIFEST, &newer).expect("stores");
+        let refused = Manifest::load(&disk);
+        assert!(matches!(refused, Err(FileError::Version { found: 4, known: 3, .. })), "{refused:?}");
     }
 
     proptest! {

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dunlin_protocol::PartitionId;
+use dunlin_protocol::register::Register;
 use hashbrown::HashTable;
 
+use crate::digests::{Captured, Digests, LEAVES_LEN};
 use crate::frozen::{Frozen, Moment};
 use crate::pin::{Pin, Saved};
-use crate::place::Position;
+use crate::place::{Place, Position};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::PREFIX_LEN;
@@ -53,6 +55,8 @@ pub(crate) struct Shard {
     slots: Vec<Slot>,
     arena: Vec<u8>,
     orders: BTreeMap<Prefix, Order>,
+    /// Of all that these partitions hold, and not of what changed only.
+    pub(crate) digests: Digests,
     /// Moments of this memtable that are kept.
     pins: Vec<Arc<Pin>>,
 }
@@ -184,16 +188,53 @@ impl Shard {
 pub(crate) struct Memtable {
     shards: Vec<Mutex<Shard>>,
     bytes: AtomicU64,
+    digest_bytes: AtomicU64,
 }
 
 impl Memtable {
     pub(crate) fn new(shards: usize) -> Self {
-        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), bytes: AtomicU64::new(0) }
+        Self {
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            bytes: AtomicU64::new(0),
+            digest_bytes: AtomicU64::new(0),
+        }
     }
 
     /// What it takes in memory.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What digests take in memory, whatever is flushed.
+    pub(crate) fn digest_bytes(&self) -> u64 {
+        self.digest_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The digests of what tables hold, before anything is put.
+    pub(crate) fn begin_with(&self, digests: Digests) {
+        self.digest_bytes.store(digests.len() as u64 * LEAVES_LEN, Ordering::Relaxed);
+        for (prefix, leaves) in digests.into_iter() {
+            let [p0, p1, ..] = prefix;
+            self.lock(PartitionId(u16::from_be_bytes([p0, p1]))).digests.insert(prefix, leaves);
+        }
+    }
+
+    /// A register changed; the shard is its key's. `hash` and `key` are those of the whole key.
+    pub(crate) fn change_digest(
+        &self,
+        shard: &mut Shard,
+        (hash, key): (u64, &[u8]),
+        old: &Register<Place>,
+        new: &Register<Place>,
+    ) {
+        let before = shard.digests.len();
+        shard.digests.change(hash, key, old, new);
+        let after = shard.digests.len();
+        if after > before {
+            self.digest_bytes.fetch_add(LEAVES_LEN, Ordering::Relaxed);
+        } else if after < before {
+            self.digest_bytes.fetch_sub(LEAVES_LEN, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn lock(&self, partition: PartitionId) -> MutexGuard<'_, Shard> {
@@ -222,22 +263,27 @@ impl Memtable {
         shard.copy(prefix, start, inclusive, limit)
     }
 
-    /// Takes everything out at one moment, while no shard is used: `moment` is called then, and `publish` with what was taken, before any shard
+    /// Takes everything out at one moment, while no shard is used: `moment` is called then, with the digests, and `publish` with what was taken, before any shard
     /// is used again. False: there is nothing, and it was not asked for even so.
     pub(crate) fn freeze(
         &self,
         even_empty: bool,
-        moment: impl FnOnce() -> Moment,
+        moment: impl FnOnce(Captured) -> Moment,
         publish: impl FnOnce(Arc<Frozen>),
     ) -> bool {
         let mut shards = self.lock_all();
         if !even_empty && shards.iter().all(|shard| shard.slots.is_empty()) {
             return false;
         }
-        let mut pins = Vec::new();
-        shards.iter_mut().for_each(|shard| pins = std::mem::take(&mut shard.pins));
-        let taken = shards.iter_mut().map(|shard| std::mem::take(&mut **shard)).collect();
-        let frozen = Arc::new(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment()));
+        let (mut pins, mut captured) = (Vec::new(), Captured::new());
+        let taken = shards.iter_mut().map(|shard| {
+            pins = std::mem::take(&mut shard.pins);
+            shard.digests.capture(&mut captured);
+            let digests = std::mem::take(&mut shard.digests);
+            std::mem::replace(&mut **shard, Shard { digests, ..Shard::default() })
+        });
+        let taken = taken.collect();
+        let frozen = Arc::new(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment(captured)));
         pins.iter().for_each(|pin| pin.freeze(&frozen));
         publish(frozen);
         true

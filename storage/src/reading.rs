@@ -174,7 +174,10 @@ impl Engine {
                 let Some(body) = body else { return Ok((Entry { position, ..Entry::default() }, None)) };
                 let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
                 let entry = Entry { register: indexed.register, position };
-                let stored = Visited { partition: key.partition, key: key.key, entry, indexed }.record();
+                let stored = {
+                    let KeyRef { partition, keyspace, key } = key;
+                    Visited { keyspace, partition, key, entry, indexed }.record()
+                };
                 Ok((entry, stored))
             })?;
             entry.position = self.shown_position(&entry);

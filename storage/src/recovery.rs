@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::blob;
+use crate::digests::{Digests, DigestsId};
 use crate::disk::{Disk, DiskFile, read_all, read_into, write_all};
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, is_disk_full};
 use crate::frame::{BATCH_LEN, Batch, HEAD_LEN, seal_end};
@@ -71,7 +72,7 @@ impl Opened {
     pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Self, OpenError> {
         let mut findings = Findings::default();
         let files = list(disk)?;
-        let table_files = list_tables(disk)?;
+        let (table_files, digest_files) = list_tables(disk)?;
         let (mut manifest, is_new) = load_manifest(disk, &files, &table_files, &mut findings)?;
         let view = View { levels: Arc::new(open_tables(disk, &manifest, &mut findings)?), ..View::default() };
         let found = find_segments(disk, &manifest, &mut findings)?;
@@ -80,10 +81,13 @@ impl Opened {
         let fresh_id = SegmentId(highest.max(manifest.next_segment));
         let base = manifest.segments.values().map(|listing| listing.base + listing.capacity).max().unwrap_or(0);
         let next = Next { base: base.max(manifest.position) };
-        let highest_table = table_files.iter().map(|id| id.0 + 1).max().unwrap_or(0);
+        let table_ids = table_files.iter().map(|id| id.0).chain(digest_files.iter().map(|id| id.0));
+        let highest_table = table_ids.map(|id| id + 1).max().unwrap_or(0);
         manifest.next_table = manifest.next_table.max(highest_table);
 
         let memtable = Memtable::new(options.shards);
+        let is_every_table_there = view.levels.tables().count() == manifest.tables.len();
+        memtable.begin_with(Digests::open(disk, manifest.digests, &view.levels, is_every_table_there, &mut findings)?);
         let base = Base {
             options,
             memtable: &memtable,
@@ -205,8 +209,9 @@ impl Opened {
         }
         disk.sync_dir(SEGMENTS_DIR).map_err(OpenError::io(SEGMENTS_DIR))?;
         let is_listed = |id: &TableId| manifest.tables.iter().any(|(listed, _)| listed == id);
-        for id in table_files.iter().filter(|id| !is_listed(id)) {
-            let name = id.file_name();
+        let unlisted_tables = table_files.iter().filter(|id| !is_listed(id)).map(|id| id.file_name());
+        let unlisted_digests = digest_files.iter().filter(|id| manifest.digests != Some(**id)).map(|id| id.file_name());
+        for name in unlisted_tables.chain(unlisted_digests) {
             let put_away = match is_whole {
                 true => disk.remove(&name),
                 false => disk.rename(&name, &format!("{name}.damaged")),
@@ -237,10 +242,11 @@ fn list(disk: &dyn Disk) -> Result<Vec<SegmentId>, OpenError> {
     Ok(names.iter().filter_map(|name| SegmentId::of_file(name)).collect())
 }
 
-/// The table files that are there.
-fn list_tables(disk: &dyn Disk) -> Result<Vec<TableId>, OpenError> {
+/// The files of tables, and of digests, that are there.
+fn list_tables(disk: &dyn Disk) -> Result<(Vec<TableId>, Vec<DigestsId>), OpenError> {
     let names = disk.list(TABLES_DIR).map_err(OpenError::io(TABLES_DIR))?;
-    Ok(names.iter().filter_map(|name| TableId::of_file(name)).collect())
+    let tables = names.iter().filter_map(|name| TableId::of_file(name));
+    Ok((tables.collect(), names.iter().filter_map(|name| DigestsId::of_file(name)).collect()))
 }
 
 /// Opens the listed tables. One that is damaged is left out.

@@ -377,8 +377,10 @@ impl<'a> Replay<'a> {
             (false, true) => *keys = keys.saturating_sub(1),
             _ => {}
         }
+        let new = indexed.register;
         self.encoded.clear();
         indexed.encode(&mut self.encoded);
+        memtable.change_digest(&mut shard, (full.hash, full.bytes()), &old, &new);
         memtable.put(&mut shard, slot, full.hash, full.bytes(), &self.encoded, Position::ZERO);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 
+use crate::digest::Leaf;
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame;
@@ -61,6 +62,8 @@ impl ScanRange<'_> {
 
 /// An entry that a scan visits.
 pub struct Visited<'a> {
+    /// Its keyspace.
+    pub keyspace: KeyspaceId,
     /// Its partition.
     pub partition: PartitionId,
     /// Its key.
@@ -87,6 +90,11 @@ impl Visited<'_> {
     /// The bytes of the record's value, without copying them, where they lie in the index.
     pub fn value(&self) -> Option<&[u8]> {
         self.indexed.record?.value().ok()
+    }
+
+    /// The leaf of its partition's digest that the key belongs to.
+    pub fn leaf(&self) -> Leaf {
+        Leaf::of(KeyRef { partition: self.partition, keyspace: self.keyspace, key: self.key })
     }
 }
 
@@ -239,7 +247,8 @@ impl Engine {
             let entry = Entry { register: indexed.register, position };
             // A forgotten key is shown until that is durable, so that who says "absent" waits for it.
             if !entry.register.is_absent() || entry.position > shown_from {
-                let visited = Visited { partition: key.partition, key: key.key, entry, indexed };
+                let KeyRef { partition, keyspace, key } = key;
+                let visited = Visited { keyspace, partition, key, entry, indexed };
                 if *left == 0 || !visit(&visited) {
                     return Ok(Reached::Stop);
                 }

@@ -57,10 +57,11 @@ impl Engine {
     fn link_all(&self, manifest: &Manifest, dir: &str) -> io::Result<()> {
         let segments = manifest.segments.keys().map(|id| id.file_name());
         let tables = manifest.tables.iter().map(|(id, _)| id.file_name());
+        let digests = manifest.digests.map(|id| id.file_name());
         for sub in [SEGMENTS_DIR, TABLES_DIR] {
             self.disk.make_dir(&format!("{dir}/{sub}"))?;
         }
-        for file in segments.chain(tables) {
+        for file in segments.chain(tables).chain(digests) {
             self.disk.link(&file, &format!("{dir}/{file}"))?;
         }
         for sub in [SEGMENTS_DIR, TABLES_DIR] {

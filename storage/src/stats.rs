@@ -19,6 +19,8 @@ pub struct Stats {
     pub collection_debt_bytes: u64,
     /// What changed since the last flush takes so much memory.
     pub memtable_bytes: u64,
+    /// What the digests of partitions take in memory.
+    pub digest_bytes: u64,
     /// Moments that are pinned.
     pub pins: u64,
     /// What nothing but they keeps in memory.

@@ -154,6 +154,7 @@ impl Engine {
             indexed.encode(&mut body);
             self.segments.account(&old, &entry.register);
             self.count_key(&old, &entry.register);
+            self.memtable.change_digest(shard, (full.hash, full.bytes()), &old, &entry.register);
             self.memtable.put(shard, slot, full.hash, full.bytes(), &body, position);
             count(&self.counters.writes, 1);
             return Ok(Updated { reply, entry });

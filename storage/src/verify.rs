@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::check::Check;
 use crate::clock_file::ClockFile;
+use crate::digests::DigestsId;
 use crate::disk::{Disk, DiskFile, read_all};
 use crate::engine::Engine;
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError};
@@ -26,7 +27,7 @@ const OPEN_FILES: usize = 256;
 /// What a check of everything found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Verification {
-    /// Segments and tables that were read.
+    /// Segments, tables, and files of digests that were read.
     pub files: u64,
     /// Bytes that were read.
     pub bytes: u64,
@@ -41,7 +42,7 @@ pub struct Verification {
 /// How far a check has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VerifyProgress {
-    /// Segments and tables that were checked.
+    /// Segments, tables, and files of digests that were checked.
     pub files: u64,
     /// How many there are; more may come where the directory is written to.
     pub of_files: u64,
@@ -153,6 +154,7 @@ fn is_empty(disk: &dyn Disk) -> Result<bool, OpenError> {
 enum Listed {
     Segment(SegmentId),
     Table(TableId),
+    Digests(DigestsId),
 }
 
 impl Listed {
@@ -160,6 +162,7 @@ impl Listed {
         match self {
             Self::Segment(id) => id.file_name(),
             Self::Table(id) => id.file_name(),
+            Self::Digests(id) => id.file_name(),
         }
     }
 
@@ -167,6 +170,7 @@ impl Listed {
         match self {
             Self::Segment(id) => manifest.segments.contains_key(id),
             Self::Table(id) => manifest.tables.iter().any(|(listed, _)| listed == id),
+            Self::Digests(id) => manifest.digests == Some(*id),
         }
     }
 
@@ -197,7 +201,8 @@ impl Verifier<'_> {
         self.find_synced()?;
         let segments = self.manifest.segments.keys().map(|id| Listed::Segment(*id));
         let tables = self.manifest.tables.iter().map(|(id, _)| Listed::Table(*id));
-        let listed: Vec<_> = segments.chain(tables).filter(|file| !self.done.contains(file)).collect();
+        let digests = self.manifest.digests.map(Listed::Digests);
+        let listed: Vec<_> = segments.chain(tables).chain(digests).filter(|file| !self.done.contains(file)).collect();
         let mut has_gone = false;
         for (number, files) in listed.chunks(OPEN_FILES).enumerate() {
             let open = |file: &Listed| match self.disk.open(&file.name()) {
@@ -228,6 +233,8 @@ impl Verifier<'_> {
             match (file, opened) {
                 (Listed::Segment(id), Some(opened)) => check.segment(id, &**opened)?,
                 (Listed::Table(id), Some(opened)) => check.table(id, opened.clone())?,
+                // Opened by its name again: one that is gone meanwhile is not listed any more.
+                (Listed::Digests(id), _) => check.digests(id)?,
                 (_, None) => check.missing(file.name()),
             }
             let Check { findings, bytes, items, .. } = check;

@@ -9,6 +9,7 @@ use dunlin_protocol::{Ballot, Content, KeyspaceId, Millis, PartitionId, Record};
 use dunlin_storage::{Engine, KeyRef, MemoryDisk, Options, Position, Recovery, ScanRange, Sync, WriteError};
 use proptest::prelude::*;
 
+use crate::digests::check_digests;
 use crate::support::{Random, TINY, key, look, stamp};
 
 type Key = (u16, Vec<u8>);
@@ -357,6 +358,7 @@ impl World {
         for &partition in &self.suspects {
             assert!(engine.suspect_partitions().contains(PartitionId(partition)), "{}", self.label);
         }
+        check_digests(engine, KeyspaceId::DEFAULT, PartitionId(3));
         let kept = self.prefix(engine);
         self.asked = None;
         // What is shown now is durable.

@@ -11,6 +11,7 @@ use dunlin_protocol::{
 };
 use dunlin_storage::{ClockFile, Disk, Engine, Identity, KeyRef, MemoryDisk, Options, load_blob, store_blob, verify};
 
+use crate::digests::check_digests;
 use crate::support::{SMALL, change, flush, key, look, maintain, open, record, stamp, store, tombstone, value};
 
 fn directory(version: u32) -> PathBuf {
@@ -141,16 +142,36 @@ fn fixture(version: u32) -> MemoryDisk {
 }
 
 #[test]
+fn version_3_opens() {
+    let disk = fixture(3);
+    assert!(disk.list("tables").expect("lists").iter().any(|name| name.ends_with(".dig")));
+    opens_and_goes_on(&disk);
+}
+
+/// Digests are made of what the tables have.
+#[test]
 fn version_2_opens() {
     let disk = fixture(2);
-    check_small_files(&disk);
+    assert!(!disk.list("tables").expect("lists").iter().any(|name| name.ends_with(".dig")));
+    opens_and_goes_on(&disk);
+}
+
+fn check_digests_of_all(engine: &Engine) {
+    for keyspace in [KeyspaceId::DEFAULT, KeyspaceId::SYSTEM] {
+        check_digests(engine, keyspace, PartitionId(100));
+    }
+}
+
+fn opens_and_goes_on(disk: &MemoryDisk) {
+    check_small_files(disk);
     assert!(disk.list("tables").expect("lists").len() > 1);
-    assert_eq!(verify(&disk).expect("reads").damaged, []);
+    assert_eq!(verify(disk).expect("reads").damaged, []);
     let (engine, recovery) = Engine::open(Arc::new(disk.clone()), OPTIONS).expect("opens");
     assert_eq!((recovery.damaged, recovery.torn_bytes, recovery.is_new), (vec![], 0, false));
     assert!(recovery.suspects.named().eq([PartitionId(77)]) && !recovery.suspects.is_all());
     check_filled(&engine);
     check_cold(&engine);
+    check_digests_of_all(&engine);
     assert_eq!(engine.stats().keys, 26 + 3 + CHURNED / 4);
     // It goes on: flushed, merged and collected, it is the same.
     store(&engine, key(9, b"new"), &record(500, "new")).expect("stores");
@@ -158,6 +179,12 @@ fn version_2_opens() {
     maintain(&engine);
     check_filled(&engine);
     check_cold(&engine);
+    check_digests_of_all(&engine);
+    // With the same digests in a file now.
+    drop(engine);
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), OPTIONS).expect("opens");
+    assert_eq!(recovery.damaged, []);
+    check_digests_of_all(&engine);
 }
 
 fn check_small_files(disk: &MemoryDisk) {

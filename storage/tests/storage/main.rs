@@ -2,6 +2,7 @@
 
 mod basics;
 mod crash;
+mod digests;
 mod faults;
 mod fixture;
 mod outside;

@@ -346,7 +346,7 @@ fn damage_is_found_while_the_engine_is_open() {
         );
         *kinds.entry(kind).or_default() += found_in_file;
     }
-    assert_eq!(kinds.keys().collect::<Vec<_>>(), ["CLOCK", "MANIFEST", "seg", "tbl"]);
+    assert_eq!(kinds.keys().collect::<Vec<_>>(), ["CLOCK", "MANIFEST", "dig", "seg", "tbl"]);
     whole(&disk);
 
     // A listed file that is missing, and a file that is another one.
