@@ -11,6 +11,7 @@ mod measure;
 mod row;
 mod store;
 mod table;
+mod waiters;
 
 #[cfg(feature = "peers")]
 mod committer;
@@ -42,7 +43,7 @@ struct Arguments {
 
 const HELP: &str = "cargo bench -p dunlin-benches --bench engine [--features peers,rocksdb] -- [OPTIONS]
 
-  --rows a,b     only these rows (see the first column of the table)
+  --rows a,b     only these rows (see the first column of the table); also load-20m and scan-5m, which take long
   --stores a,b   only these stores: ours, fjall, redb, lmdb, rocksdb
   --runs N       runs of each measurement; the table shows medians (3)
   --scale F      multiplies the numbers of keys (1.0)

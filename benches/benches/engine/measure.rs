@@ -47,8 +47,17 @@ fn written() -> u64 {
 
 /// Memory that this process has in use, without what it only maps of files.
 pub(crate) fn memory() -> u64 {
+    status("RssAnon:")
+}
+
+/// The most memory that this process ever had in use, what it maps of files included.
+pub(crate) fn peak_memory() -> u64 {
+    status("VmHWM:")
+}
+
+fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("counted");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("counted");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 

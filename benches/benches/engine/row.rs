@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::keys::{VALUE_LEN, absent_key, fill_value, key, mix};
-use crate::measure::{Meter, allocated, memory};
+use crate::measure::{Meter, allocated, memory, peak_memory};
 use crate::store::{Kind, Store};
 
 /// Threads that write at once.
@@ -32,6 +32,8 @@ pub(crate) enum Row {
     Space,
     Reopen,
     Memory,
+    LoadMany,
+    ScanMany,
 }
 
 /// A result and, where it means something, the processor time of one operation.
@@ -82,6 +84,9 @@ impl Row {
         Self::Memory,
     ];
 
+    /// Rows that take long, and are measured only when they are asked for.
+    pub(crate) const LONG: [Self; 2] = [Self::LoadMany, Self::ScanMany];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -95,11 +100,13 @@ impl Row {
             Self::Space => "space",
             Self::Reopen => "reopen",
             Self::Memory => "memory",
+            Self::LoadMany => "load-20m",
+            Self::ScanMany => "scan-5m",
         }
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|row| row.name() == name)
+        Self::ALL.into_iter().chain(Self::LONG).find(|row| row.name() == name)
     }
 
     /// What it is, and its unit.
@@ -116,6 +123,8 @@ impl Row {
             Self::Space => ("space for each live byte after 5 overwrites, at rest", Unit::Factor),
             Self::Reopen => ("reopen after kill -9, 5 M keys, until the first get", Unit::Seconds),
             Self::Memory => ("memory with 5 M keys open, after 10,000 gets", Unit::Memory),
+            Self::LoadMany => ("most memory ever in use while 20 M keys are loaded", Unit::Memory),
+            Self::ScanMany => ("ordered scan with values, 5 M entries", Unit::Rate),
         }
     }
 
@@ -154,11 +163,18 @@ impl Row {
             }
             Self::Scan => {
                 filled(store, million);
-                let meter = Meter::start();
-                for _ in 0..3 {
-                    assert_eq!(store.scan(), (million, million * ENTRY), "every entry is there");
-                }
-                Measured::rate(3 * million, &meter)
+                scan(store, 3, million)
+            }
+            Self::ScanMany => {
+                filled(store, 5 * million);
+                scan(store, 1, 5 * million)
+            }
+            Self::LoadMany => {
+                store.load(&mut (0..20 * million), VALUE_LEN);
+                store.sync();
+                store.settle();
+                assert_eq!(store.get(&key(10 * million)), Some(VALUE_LEN), "what was stored is there");
+                Measured::of(peak_memory() as f64)
             }
             Self::LargePuts | Self::LargeWritten => {
                 let count = scaled(32 << 10);
@@ -214,6 +230,14 @@ fn filled(store: &dyn Store, keys: u64) {
     store.sync();
     store.settle();
     store.scan();
+}
+
+fn scan(store: &dyn Store, rounds: u64, keys: u64) -> Measured {
+    let meter = Meter::start();
+    for _ in 0..rounds {
+        assert_eq!(store.scan(), (keys, keys * ENTRY), "every entry is there");
+    }
+    Measured::rate(rounds * keys, &meter)
 }
 
 fn repeat(count: u64, mut act: impl FnMut(u64)) -> Measured {
