@@ -10,6 +10,7 @@ use dunlin_membership::decode_topology;
 use dunlin_protocol::{Millis, Topology};
 use dunlin_storage::{ClockFile, Disk, Engine, FileError, Identity, WriteError, store_blob};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::scrubber::{SCRUB, ScrubSettings, Scrubber};
 
@@ -133,6 +134,8 @@ struct Work {
     /// Whether upkeep has no thread of its own.
     does_upkeep: bool,
     upkeep: Upkeep,
+    /// What was written is to be synced by then, where the engine does not do it at once.
+    sync_at: Option<Instant>,
 }
 
 impl Work {
@@ -153,6 +156,7 @@ impl Work {
                 }
             }
         }
+        self.sync_in_time(shared);
         self.tell_disk_full();
         if self.engine.wants_upkeep() {
             match self.does_upkeep {
@@ -181,6 +185,22 @@ impl Work {
                 Err(WriteError::DiskFull) => tracing::warn!("the disk is full: the log's end cannot be noted"),
                 Err(error) => shared.report(|p| (p.log, p.failed) = (true, Some(error.into()))),
             }
+        }
+    }
+
+    fn sync_in_time(&mut self, shared: &Shared) {
+        let Some(interval) = self.engine.sync_within().filter(|_| !self.log_failed) else {
+            self.sync_at = None;
+            return;
+        };
+        let now = Instant::now();
+        if *self.sync_at.get_or_insert(now + interval) > now {
+            return;
+        }
+        self.sync_at = None;
+        if let Err(error) = self.engine.sync_written() {
+            self.log_failed = true;
+            shared.report(|p| p.failed = Some(error.into()));
         }
     }
 
@@ -234,6 +254,7 @@ impl LogWriter {
             disk_full: false,
             does_upkeep,
             upkeep: Upkeep::default(),
+            sync_at: None,
         };
         let (mut threads, mut task, mut delay) = (Vec::new(), None, None);
         match place {
@@ -274,7 +295,13 @@ impl LogWriter {
     /// Does the work where there is no thread for it; never ends.
     pub(crate) async fn run_task(&self) {
         loop {
-            self.shared.ordered_task.notified().await;
+            let sync_at = self.task.borrow().as_ref().and_then(|work| work.sync_at);
+            let ordered = self.shared.ordered_task.notified();
+            match sync_at {
+                // That the time is over is an order, too.
+                Some(sync_at) => drop(tokio::time::timeout_at(sync_at, ordered).await),
+                None => ordered.await,
+            }
             if self.task.borrow().is_none() {
                 continue;
             }
@@ -408,12 +435,20 @@ fn run_scrubber(settings: ScrubSettings, engine: &Engine, disk: &dyn Disk, share
 
 fn run_thread(mut work: Work, shared: &Shared) {
     loop {
-        let orders = {
+        let (orders, stop) = {
             let idle = |state: &mut State| state.orders.is_empty() && !state.stop;
-            let waited = shared.ordered.wait_while(shared.lock(), idle);
-            std::mem::take(&mut waited.expect("no thread panics while it holds the writer's orders").orders)
+            let state = shared.lock();
+            let waited = match work.sync_at {
+                Some(sync_at) => {
+                    let time = sync_at.saturating_duration_since(Instant::now());
+                    shared.ordered.wait_timeout_while(state, time, idle).map(|(state, _)| state).map_err(drop)
+                }
+                None => shared.ordered.wait_while(state, idle).map_err(drop),
+            };
+            let mut state = waited.expect("no thread panics while it holds the writer's orders");
+            (std::mem::take(&mut state.orders), state.stop)
         };
-        if orders.is_empty() {
+        if orders.is_empty() && stop {
             return;
         }
         work.carry_out(orders, shared);

@@ -78,6 +78,7 @@ pub struct Stored {
 /// - durability: `update` appends in memory only. Its owner is woken ([`set_waker`](Self::set_waker), or blocks in
 ///   [`wait_pending`](Self::wait_pending)) and calls [`write_pending`](Self::write_pending), which writes all that is pending in one go and syncs
 ///   once; then [`durable_upto`](Self::durable_upto) has risen, and replies up to it may leave
+///   (with [`Sync::Interval`](crate::Sync::Interval) the owner also calls [`sync_written`](Self::sync_written), in time)
 /// - upkeep: the owner calls [`maintain`](Self::maintain), on another thread than the writer's, while there is something to do
 /// - trouble: [`is_poisoned`](Self::is_poisoned), [`suspect_partitions`](Self::suspect_partitions), [`mark_suspect`](Self::mark_suspect)
 ///
@@ -104,6 +105,8 @@ pub struct Engine {
     /// Held across I/O by `scrub`.
     pub(crate) scrub: Mutex<ScrubPlace>,
     pub(crate) durable_upto: AtomicU64,
+    /// Something was written that is not synced.
+    pub(crate) is_unsynced: AtomicBool,
     pub(crate) keys: AtomicU64,
     pub(crate) next_segment: AtomicU64,
     /// Something waits to be flushed, merged or collected.
@@ -190,6 +193,7 @@ impl Engine {
             stage: Mutex::default(),
             scrub: Mutex::default(),
             durable_upto: AtomicU64::new(end),
+            is_unsynced: AtomicBool::new(false),
             keys: AtomicU64::new(keys),
             next_segment: AtomicU64::new(next_segment),
             upkeep_due: AtomicBool::new(false),

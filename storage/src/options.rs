@@ -1,5 +1,7 @@
 //! `Options`: how the engine behaves.
 
+use std::time::Duration;
+
 use crate::error::OpenError;
 use crate::frame::MAX_FRAME_LEN;
 use crate::place::Place;
@@ -12,6 +14,10 @@ pub enum Sync {
     /// Always, before it counts as durable.
     #[default]
     Always,
+    /// At once where it holds a promise or an accept, otherwise within this time of the write, in which more gathers for the same sync: "durable" means
+    /// that the operating system has it, and a machine that loses power loses plain writes of at most so long. The engine reads no clock: its owner calls
+    /// [`Engine::sync_written`](crate::Engine::sync_written) in time, as [`Engine::sync_within`](crate::Engine::sync_within) tells it.
+    Interval(Duration),
     /// Only when it holds a promise or an accept, or when its segment is full: otherwise "durable" means that the operating system has it. A
     /// machine that loses power loses plain writes that were acknowledged.
     Never,

@@ -370,12 +370,12 @@ fn swapped(id: SegmentId, found: SegmentId) -> Damage {
     Damage { file: id.file_name(), offset: 0, kind, expected: id.0, found: found.0, affected }
 }
 
-/// A segment and all that its file has.
-type LastRead = (SegmentId, Vec<u8>);
+/// A segment's contents, as they were read.
+type SegmentBytes = (SegmentId, Vec<u8>);
 
 /// The highest valid `synced_upto`, and what was read to find it. They rise along the log, so the last segment that has a batch has the highest one of
 /// all batches.
-fn synced_upto(found: &BTreeMap<SegmentId, Found>, position: u64) -> Result<(u64, Option<LastRead>), OpenError> {
+fn synced_upto(found: &BTreeMap<SegmentId, Found>, position: u64) -> Result<(u64, Option<SegmentBytes>), OpenError> {
     let highest = found.values().map(|segment| segment.listing.synced_upto).max().unwrap_or(0).max(position);
     let after = found.iter().rev().filter(|(_, segment)| !segment.listing.is_behind(position));
     for (&id, Found { listing, file }) in after {

@@ -1,6 +1,7 @@
 //! The writer's step: batches of the log, and their syncs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::disk::write_all;
 use crate::engine::{Engine, count};
@@ -79,6 +80,30 @@ impl Engine {
         step().inspect_err(|_| self.log.poison())
     }
 
+    /// With [`Sync::Interval`](crate::Sync::Interval): something was written that is not synced yet, and [`sync_written`](Self::sync_written) is to be called
+    /// within this time. Cheap.
+    pub fn sync_within(&self) -> Option<Duration> {
+        match self.options.sync {
+            SyncOption::Interval(interval) => self.is_unsynced.load(Ordering::Acquire).then_some(interval),
+            SyncOption::Always | SyncOption::Never => None,
+        }
+    }
+
+    /// Syncs what was written and is not synced yet, whatever the option says; no more than what has been written so far. Waits for the writer's step.
+    ///
+    /// # Errors
+    /// The engine is poisoned now.
+    pub fn sync_written(&self) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock().expect("no writer panics");
+        if self.log.is_poisoned() {
+            return Err(WriteError::Poisoned);
+        }
+        match writer.is_dirty {
+            true => self.sync(&mut writer).inspect_err(|_| self.log.poison()),
+            false => Ok(()),
+        }
+    }
+
     /// Writes what is pending, and notes durably that the log is whole up to its end: damage of the last batches can then be told from a torn
     /// write, too. For a shutdown in order; the engine may be used further. Not closing loses nothing.
     pub fn close(&self) -> Result<(), WriteError> {
@@ -118,6 +143,7 @@ impl Engine {
             }
             let failed = WriteError::io(run.segment.id.file_name());
             writer.is_dirty = true;
+            self.is_unsynced.store(true, Ordering::Release);
             write_all(&*run.segment.file, run.start, &run.bytes).map_err(failed)?;
             writer.end = run.end();
             count(&self.counters.batch_bytes, run.bytes.len() as u64);
@@ -152,6 +178,7 @@ impl Engine {
         let watch = Stopwatch::start();
         segment.file.sync().map_err(WriteError::io(segment.id.file_name()))?;
         writer.is_dirty = false;
+        self.is_unsynced.store(false, Ordering::Release);
         writer.synced = writer.current.position(writer.end).0;
         count(&self.counters.syncs, 1);
         let nanos = watch.nanos();

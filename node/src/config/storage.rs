@@ -28,6 +28,8 @@ pub struct StorageSection {
     pub garbage_percent: u8,
     /// Whether every write is on the disk before it is acknowledged, or may be lost when the machine loses power. Default: `"always"`.
     pub sync: SyncSection,
+    /// With `sync = "interval"`, how long a write may wait for its sync: 1 to 60,000. Default: 100.
+    pub sync_interval_millis: u64,
     /// Bytes that may wait for the disk before writes are refused as overload, at most a segment's: 64 KiB to 1 GiB. So much room, and the reserve, is
     /// kept allocated ahead. Default: 16 MiB.
     pub pending_limit_bytes: u64,
@@ -52,6 +54,7 @@ impl Default for StorageSection {
             inline_bytes: options.inline_bytes as u64,
             garbage_percent: options.garbage_percent,
             sync: SyncSection::Always,
+            sync_interval_millis: 100,
             pending_limit_bytes: options.pending_limit_bytes,
             disk_reserve_bytes: options.disk_reserve_bytes,
             scrub_period: ScrubPeriod(scrub.period),
@@ -72,6 +75,7 @@ impl StorageSection {
         in_range("storage.garbage_percent", self.garbage_percent.into(), 1, 100)?;
         in_range("storage.pending_limit_bytes", self.pending_limit_bytes, 64 << 10, 1 << 30)?;
         in_range("storage.disk_reserve_bytes", self.disk_reserve_bytes, 64 << 10, 1 << 30)?;
+        in_range("storage.sync_interval_millis", self.sync_interval_millis, 1, 60_000)?;
         if let Some(period) = self.scrub_period.0 {
             in_range("storage.scrub_period, in seconds,", period.as_secs(), 60, 365 * 86_400)?;
         }
@@ -79,6 +83,7 @@ impl StorageSection {
         in_range("storage.scrub_most_rate", self.scrub_most_rate, self.scrub_least_rate, 1 << 40)?;
         let sync = match self.sync {
             SyncSection::Always => Sync::Always,
+            SyncSection::Interval => Sync::Interval(Duration::from_millis(self.sync_interval_millis)),
             SyncSection::Never => Sync::Never,
         };
         let options = Options {
@@ -142,6 +147,8 @@ impl From<ScrubPeriod> for String {
 pub enum SyncSection {
     /// On the disk.
     Always,
+    /// With the operating system, and on the disk within `sync_interval_millis`; promises and accepts of the serial path are on the disk.
+    Interval,
     /// With the operating system; promises and accepts of the serial path are on the disk all the same.
     Never,
 }

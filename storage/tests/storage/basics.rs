@@ -342,6 +342,48 @@ fn without_sync_only_promises_and_accepts_are_synced() {
 }
 
 #[test]
+fn with_an_interval_what_was_written_is_synced_when_the_owner_says_so() {
+    let interval = std::time::Duration::from_millis(50);
+    let options = Options { sync: Sync::Interval(interval), ..SMALL };
+    let mut lost = 0;
+    for seed in 0..20 {
+        let disk = MemoryDisk::new();
+        let (engine, _) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+        let put = |n: u64| {
+            store(&engine, key(1, b"a"), &record(n, "x")).expect("stores");
+            flush(&engine);
+        };
+        let synced = || (engine.stats().syncs, engine.sync_within());
+        assert_eq!(synced(), (0, None));
+        store(&engine, key(1, b"a"), &record(4, "w")).expect("stores");
+        assert_eq!(synced(), (0, None), "it is not written yet");
+        put(5);
+        assert_eq!(synced(), (0, Some(interval)));
+        put(6);
+        engine.sync_written().expect("syncs");
+        assert_eq!(synced(), (1, None));
+        engine.sync_written().expect("there is nothing to sync");
+        change(&engine, key(1, b"b"), Change::Promise { ballot: stamp(6) }, None).expect("promises");
+        flush(&engine);
+        assert_eq!(synced(), (2, None));
+        put(7);
+        disk.crash(seed);
+        let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+        assert_eq!(recovery.damaged, []);
+        assert_eq!(look(&engine, key(1, b"b")).register.promised, stamp(6));
+        let newest = look(&engine, key(1, b"a")).register.head().stamp;
+        assert!(newest == stamp(6) || newest == stamp(7));
+        lost += u64::from(newest == stamp(6));
+        store(&engine, key(1, b"a"), &record(8, "z")).expect("stores");
+        flush(&engine);
+        disk.fail_sync(1);
+        assert!(engine.sync_written().is_err() && engine.is_poisoned());
+        assert!(matches!(engine.sync_written(), Err(WriteError::Poisoned)));
+    }
+    assert!((1..20).contains(&lost), "{lost}");
+}
+
+#[test]
 fn a_directory_in_use_and_options_out_of_range() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = Arc::new(FileDisk::open(dir.path()).expect("opens"));

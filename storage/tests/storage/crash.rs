@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dunlin_protocol::register::{Change, Held, Register};
 use dunlin_protocol::{Ballot, Content, KeyspaceId, Millis, PartitionId, Record};
@@ -176,13 +177,26 @@ impl World {
 
     fn write(&mut self) {
         let Some(engine) = &self.engine else { return };
-        let written = engine.write_pending();
+        let mut written = engine.write_pending();
+        let mut is_synced = false;
+        if let Sync::Interval(interval) = self.options.sync
+            && written.is_ok()
+        {
+            assert!(engine.sync_within().is_none_or(|within| within == interval), "{}", self.label);
+            is_synced = self.random.below(3) == 0;
+            if is_synced {
+                written = engine.sync_written().map(|()| true);
+                is_synced = written.is_ok();
+                assert!(engine.sync_within().is_none() || !is_synced, "{}", self.label);
+            }
+        }
         let durable = engine.durable_upto();
         assert_eq!(written.is_err(), engine.is_poisoned(), "{}", self.label);
         let is_durable = |operation: &&Operation| operation.position <= durable;
         let written_count = self.operations.iter().take_while(is_durable).count();
         self.acknowledged = match self.options.sync {
             Sync::Always => written_count,
+            _ if is_synced => written_count,
             // Only what went out with a promise or an accept survives a crash for certain.
             _ => match self.operations[self.acknowledged..written_count].iter().any(|operation| operation.must_sync) {
                 true => written_count,
@@ -508,7 +522,11 @@ const STEPS: usize = 130;
 fn every_stop_of_every_run() {
     let (mut runs, mut seen) = (0, Seen::default());
     for seed in 0..4 {
-        let sync = if seed % 3 == 2 { Sync::Never } else { Sync::Always };
+        let sync = match seed {
+            2 => Sync::Never,
+            3 => Sync::Interval(Duration::from_millis(100)),
+            _ => Sync::Always,
+        };
         let options = Options { sync, ..TINY };
         let mut stop = 1;
         while run(seed, options, stop, &mut seen) {
