@@ -115,6 +115,8 @@ pub struct Engine {
     pub(crate) covered: AtomicU64,
     /// Garbage grows faster than it is collected.
     pub(crate) too_much_garbage: AtomicBool,
+    /// What the frozen memtables take in memory.
+    pub(crate) frozen_bytes: AtomicU64,
     /// How many tables lie in level 0.
     pub(crate) level0: AtomicUsize,
     suspects: RwLock<Arc<Suspects>>,
@@ -199,6 +201,7 @@ impl Engine {
             upkeep_due: AtomicBool::new(false),
             too_much_garbage: AtomicBool::new(false),
             covered: AtomicU64::new(covered),
+            frozen_bytes: AtomicU64::new(0),
             level0: AtomicUsize::new(0),
             counters: Counters::default(),
             opened: Stopwatch::start(),

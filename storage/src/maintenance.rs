@@ -110,7 +110,7 @@ impl Engine {
         let limit = self.options.memtable_bytes * if is_exempt { 4 } else { 2 };
         let is_behind = !is_exempt
             && (self.level0.load(Ordering::Relaxed) >= OVERLOADED_AT || self.too_much_garbage.load(Ordering::Relaxed));
-        if is_behind || self.memtable.bytes() >= limit {
+        if is_behind || self.memtable.bytes() + self.frozen_bytes.load(Ordering::Relaxed) >= limit {
             return Err(WriteError::Overloaded);
         }
         Ok(())
@@ -139,6 +139,8 @@ impl Engine {
         let mut view = self.view.write().expect("no thread panics while it holds the view");
         let mut changed = (**view).clone();
         change(&mut changed);
+        let frozen_bytes = changed.frozen.iter().map(|frozen| frozen.bytes()).sum();
+        self.frozen_bytes.store(frozen_bytes, Ordering::Relaxed);
         self.level0.store(changed.levels.level(0).len(), Ordering::Relaxed);
         let is_due = !changed.frozen.is_empty() || self.next_merge(&changed.levels).is_some();
         self.upkeep_due.store(is_due, Ordering::Relaxed);

@@ -96,12 +96,20 @@ impl Shard {
         slots.sort_unstable_by(|a, b| self.key(*a).cmp(self.key(*b)));
     }
 
+    /// Makes room for so many bytes more. By quarters: doubling would hold up to twice of what is counted.
+    fn reserve(&mut self, len: usize) {
+        if self.arena.capacity() - self.arena.len() < len {
+            self.arena.reserve_exact(len.max(self.arena.len() / 4));
+        }
+    }
+
     /// Puts a body where `find` found the key, or found none. Returns by how much the shard grew.
     fn put(&mut self, slot: Option<u32>, hash: u64, key: &[u8], body: &[u8], position: Position) -> usize {
         if !self.pins.is_empty() {
             self.save(slot, key);
         }
         let before = self.arena.len();
+        self.reserve(key.len() + body.len());
         match slot {
             Some(number) => {
                 let slot = &mut self.slots[number as usize];

@@ -41,7 +41,7 @@ pub struct Options {
     /// Records of up to so many bytes of lineage, attributes and value lie in the index, larger ones in segments only. At most 1,024. Default: 512.
     pub inline_bytes: usize,
     /// What changed since the last flush may take so much memory before it is flushed; as much again while it is, then writes are refused as
-    /// overload. 1 KiB to 1 GiB. Default: 64 MiB.
+    /// overload. 1 KiB to 1 GiB. Default: 32 MiB.
     pub memtable_bytes: u64,
     /// A table is not made longer than this. 1 KiB to 1 GiB. Default: 64 MiB.
     pub table_bytes: u64,
@@ -60,7 +60,7 @@ impl Default for Options {
             disk_reserve_bytes: 4 << 20,
             shards: 32,
             inline_bytes: 512,
-            memtable_bytes: 64 << 20,
+            memtable_bytes: 32 << 20,
             table_bytes: 64 << 20,
             cache_bytes: 96 << 20,
             garbage_percent: 20,
