@@ -4,13 +4,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use crate::keys::Key;
-use crate::waiters::Waiters;
 
 #[derive(Default)]
 struct State {
     waiting: Vec<(Key, Vec<u8>)>,
-    /// The number of the batch that gathers.
+    /// The number of the batch that gathers, and of the last one that is durable.
     gathering: u64,
+    durable: u64,
     closed: bool,
 }
 
@@ -18,7 +18,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     came: Condvar,
-    done: Waiters,
+    done: Condvar,
 }
 
 pub(crate) struct Committer {
@@ -44,7 +44,8 @@ impl Committer {
                 state.gathering += 1;
                 drop(state);
                 commit(batch);
-                theirs.done.publish(number);
+                theirs.state.lock().expect("sound").durable = number;
+                theirs.done.notify_all();
             }
         });
         Self { shared, thread: Some(thread) }
@@ -55,8 +56,8 @@ impl Committer {
         state.waiting.push((*key, value.to_vec()));
         let number = state.gathering;
         self.shared.came.notify_one();
-        drop(state);
-        self.shared.done.wait(number);
+        let waits = |state: &mut State| state.durable < number;
+        drop(self.shared.done.wait_while(state, waits).expect("sound"));
     }
 }
 

@@ -11,7 +11,6 @@ mod measure;
 mod row;
 mod store;
 mod table;
-mod waiters;
 
 #[cfg(feature = "peers")]
 mod committer;

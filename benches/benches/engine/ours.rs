@@ -1,8 +1,8 @@
 //! Dunlin's engine, driven as a node drives it: one thread writes the log, one tends the tables.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use dunlin_storage::{Engine, FileDisk, KeyRef, Options, Position, ScanRange, Wri
 
 use crate::keys::{Key, fill_value, key};
 use crate::store::Store;
-use crate::waiters::Waiters;
 
 /// How much one step of the upkeep reads and writes at most.
 const SLICE: u64 = 4 << 20;
@@ -25,7 +24,8 @@ pub(crate) struct Ours {
 
 struct Shared {
     engine: Engine,
-    durable: Waiters,
+    durable: Mutex<Position>,
+    progressed: Condvar,
     stop: AtomicBool,
 }
 
@@ -37,7 +37,12 @@ impl Ours {
     pub(crate) fn open(dir: &Path) -> Self {
         let disk = FileDisk::open(dir).expect("a folder");
         let (engine, _) = Engine::open(Arc::new(disk), Options::default()).expect("opened");
-        let shared = Arc::new(Shared { engine, durable: Waiters::default(), stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            engine,
+            durable: Mutex::new(Position::ZERO),
+            progressed: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
         let spawn = |work: fn(&Shared)| {
             let shared = shared.clone();
             std::thread::spawn(move || work(&shared))
@@ -64,7 +69,8 @@ impl Ours {
     }
 
     fn wait(&self, position: Position) {
-        self.shared.durable.wait(position.get());
+        let behind = |durable: &mut Position| *durable < position;
+        drop(self.shared.progressed.wait_while(self.shared.durable.lock().expect("sound"), behind).expect("sound"));
     }
 }
 
@@ -73,7 +79,8 @@ fn write_log(shared: &Shared) {
         shared.engine.wait_pending(Duration::from_millis(20));
         // It is woken again only after it has found nothing.
         while shared.engine.write_pending().expect("a healthy disk") {
-            shared.durable.publish(shared.engine.durable_upto().get());
+            *shared.durable.lock().expect("sound") = shared.engine.durable_upto();
+            shared.progressed.notify_all();
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct StorageSection {
     /// Default: 64 MiB.
     pub segment_bytes: u64,
     /// What changed since the last flush takes up to this much memory, and as much again while it is flushed: 1 KiB to 1 GiB. A larger one is flushed
-    /// less often, and a restart after a crash reads up to twice this much log. Default: 64 MiB.
+    /// less often, and a restart after a crash reads up to twice this much log. Default: 32 MiB.
     pub memtable_bytes: u64,
     /// Blocks of tables that were read are kept in memory up to this: 64 KiB to 1 TiB. Default: 96 MiB.
     pub cache_bytes: u64,
