@@ -36,7 +36,7 @@ const OPTIONS: Options = Options {
 /// Runs `test` under so many schedules of either kind.
 fn explore(schedules: usize, test: fn()) {
     let mut config = Config::new();
-    config.stack_size = 256 << 10;
+    config.stack_size = 4 << 20;
     config.silence_warnings = true;
     Runner::new(RandomScheduler::new_from_seed(1, schedules), config.clone()).run(test);
     for depth in [2, 5] {
@@ -409,6 +409,9 @@ fn upkeep(done: &Done) {
                 };
                 assert!(n >= *last, "went back from {last} to {n}");
                 *last = n;
+                if turn == 6 {
+                    assert_eq!(owner.engine.verify().unwrap().damaged, []);
+                }
                 if turn == 4 {
                     let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(2));
                     let mut keys = 0;

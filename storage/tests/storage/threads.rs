@@ -168,7 +168,7 @@ fn what_is_moved_is_found() {
 
 type Hook = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 
-/// A disk that calls a hook in the middle of each write and sync of the log.
+/// A disk that calls a hook in the middle of each write and sync of the log, and when a check opens one of its files.
 struct Hooked {
     disk: MemoryDisk,
     hook: Hook,
@@ -193,6 +193,9 @@ impl Disk for Hooked {
         Ok(self.wrap(name, self.disk.create(name)?))
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        if let Some(hook) = self.hook.get().filter(|_| name.ends_with(".seg")) {
+            hook();
+        }
         Ok(self.wrap(name, self.disk.open(name)?))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -293,4 +296,31 @@ fn nothing_waits_for_the_disk() {
     drop(engine);
     let (engine, _) = Engine::open(Arc::new(disk), SMALL).expect("opens");
     assert!(!look(&engine, key(1, b"a")).register.is_absent());
+}
+
+/// The writer cuts off a segment that it leaves while a check of everything is under way: that is no damage.
+#[test]
+fn a_check_is_not_surprised_by_the_writer() {
+    let hook = Hook::default();
+    let hooked = Hooked { disk: MemoryDisk::new(), hook: hook.clone() };
+    let engine = Arc::new(Engine::open(Arc::new(hooked), SMALL).expect("opens").0);
+    store(&engine, key(1, b"a"), &record(1, [3; 150])).expect("stores");
+    let (in_hook, is_checking) = (engine.clone(), Arc::new(AtomicBool::new(false)));
+    let flag = is_checking.clone();
+    let leave_a_segment = move || {
+        if !flag.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let segments = in_hook.stats().segments;
+        while in_hook.stats().segments < segments + 2 {
+            store(&in_hook, key(1, b"a"), &record(2, [4; 150])).expect("stores");
+            while in_hook.write_pending().expect("writes") {}
+        }
+    };
+    assert!(hook.set(Box::new(leave_a_segment)).is_ok());
+    for _ in 0..5 {
+        is_checking.store(true, Ordering::Release);
+        assert_eq!(engine.verify().expect("reads").damaged, []);
+        assert!(!is_checking.load(Ordering::Acquire) && engine.suspect_partitions().is_empty());
+    }
 }
