@@ -7,13 +7,14 @@ use dunlin_protocol::{BootNumber, Millis};
 
 use crate::disk::{Disk, DiskFile, read_all, write_all};
 use crate::error::{Affected, Damage, DamageKind, FileError};
+use crate::place::LIMIT;
 
-const NAME: &str = "CLOCK";
+pub(crate) const NAME: &str = "CLOCK";
 const TEMPORARY: &str = "CLOCK.tmp";
 /// A slot lies at the start of each of the first two blocks, so that no write can tear both:
 /// CRC-32 over the slot's number and all that follows 4, format version 4, sequence 8, reserve 8, boot number 8; little-endian.
-const SLOT_LEN: usize = 32;
-const SLOT_STEP: u64 = 4096;
+pub(crate) const SLOT_LEN: usize = 32;
+pub(crate) const SLOT_STEP: u64 = 4096;
 const VERSION: u32 = 1;
 
 /// The reserve of the hybrid clock and the boot number, durable ahead of their use (PROTOCOL.md 2.7).
@@ -30,7 +31,7 @@ pub struct ClockFile {
 }
 
 #[derive(Clone, Copy)]
-struct Slot {
+pub(crate) struct Slot {
     sequence: u64,
     reserve: Millis,
     boot: BootNumber,
@@ -145,14 +146,14 @@ impl ClockFile {
 }
 
 enum SlotError {
-    Checksum(Damage),
+    Damaged(Damage),
     Version(u32),
 }
 
 impl SlotError {
     fn damage(self) -> Result<Damage, FileError> {
         match self {
-            Self::Checksum(damage) => Ok(damage),
+            Self::Damaged(damage) => Ok(damage),
             Self::Version(found) => Err(FileError::Version { file: NAME.to_owned(), found, known: VERSION }),
         }
     }
@@ -181,7 +182,7 @@ impl Slot {
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         let (expected, found) = (Self::checksum(&bytes, number), word(0));
         if expected != found {
-            return Err(SlotError::Checksum(Damage {
+            return Err(SlotError::Damaged(Damage {
                 file: NAME.to_owned(),
                 offset,
                 kind: DamageKind::Checksum,
@@ -191,12 +192,20 @@ impl Slot {
             }));
         }
         match word(4) {
+            VERSION if long(8).max(long(24)) >= LIMIT => Err(SlotError::Damaged(Damage {
+                file: NAME.to_owned(),
+                offset,
+                kind: DamageKind::Malformed,
+                expected: LIMIT,
+                found: long(8).max(long(24)),
+                affected: Affected::Nothing,
+            })),
             VERSION => Ok(Self { sequence: long(8), reserve: Millis(long(16)), boot: BootNumber(long(24)) }),
             found => Err(SlotError::Version(found)),
         }
     }
 
-    fn checksum(bytes: &[u8; SLOT_LEN], number: u64) -> u32 {
+    pub(crate) fn checksum(bytes: &[u8; SLOT_LEN], number: u64) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&number.to_le_bytes());
         hasher.update(&bytes[4..]);

@@ -136,7 +136,7 @@ impl Engine {
             }
             let Some(segment) = self.segments.get(*id).filter(|segment| segment.live() > 0) else { continue };
             dead += segment.written().saturating_sub(segment.live());
-            live += segment.live();
+            live += segment.live().min(segment.written());
         }
         let limit = live + GARBAGE_SEGMENTS * self.options.segment_bytes;
         self.too_much_garbage.store(dead > limit, Ordering::Relaxed);

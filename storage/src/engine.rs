@@ -20,6 +20,7 @@ use crate::place::{Place, Position};
 use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
 use crate::scrub::ScrubPlace;
+use crate::segment::subtract;
 use crate::staging::Stage;
 use crate::stats::Stats;
 use crate::stopwatch::Stopwatch;
@@ -365,9 +366,7 @@ impl Engine {
     pub(crate) fn count_key(&self, old: &Register<Place>, new: &Register<Place>) {
         match (old.is_absent(), new.is_absent()) {
             (true, false) => count(&self.keys, 1),
-            (false, true) => {
-                self.keys.fetch_sub(1, Ordering::Relaxed);
-            }
+            (false, true) => subtract(&self.keys, 1),
             _ => {}
         }
     }

@@ -181,6 +181,14 @@ pub(crate) fn set_place(item: &mut [u8], segment: SegmentId, offset: u64) {
     }
 }
 
+/// Makes checksums and length of an item fit what it is.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn reseal(item: &mut [u8], segment: SegmentId, offset: u64) {
+    let head = Head { len: item.len() as u32, ..Head::read(item) };
+    seal(item, &head);
+    set_place(item, segment, offset);
+}
+
 /// Moves a checked item from one place to another.
 pub(crate) fn change_place(item: &mut [u8], from: (SegmentId, u64), to: (SegmentId, u64)) {
     set_place(item, from.0, from.1);

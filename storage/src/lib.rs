@@ -25,6 +25,9 @@ mod error;
 mod frame;
 mod frozen;
 mod full_key;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod histogram;
 mod identity;
 mod indexed;

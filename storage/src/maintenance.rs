@@ -28,7 +28,7 @@ const OVERLOADED_AT: usize = 24;
 /// A level may be so many times as long as the one above it.
 const GROWTH: u64 = 10;
 /// More levels than this are never needed.
-const MAX_LEVELS: usize = 7;
+pub(crate) const MAX_LEVELS: usize = 7;
 
 /// What upkeep is in the middle of.
 #[derive(Default)]

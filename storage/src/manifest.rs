@@ -22,7 +22,8 @@ use crate::digests::DigestsId;
 use crate::disk::Disk;
 use crate::error::{Affected, FileError};
 use crate::frame::Malformed;
-use crate::place::SegmentId;
+use crate::maintenance::MAX_LEVELS;
+use crate::place::{LIMIT, SegmentId};
 use crate::segment::SegmentHeader;
 use crate::suspects::Suspects;
 use crate::table::TableId;
@@ -69,7 +70,7 @@ impl Listing {
 
     /// Whether positions can be reckoned with it.
     pub(crate) fn is_sound(&self) -> bool {
-        self.base < 1 << 62 && self.capacity < 1 << 40
+        self.base < LIMIT && self.capacity < 1 << 40 && self.live < 1 << 40
     }
 
     /// Whether a file of this length was cut short. What was cut off behind the first allocation, of frames that no later batch says were synced,
@@ -158,7 +159,7 @@ impl Manifest {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut manifest = Self::default();
         let mut fields = Fields(bytes);
         let mut count = fields.word()?;
@@ -174,6 +175,10 @@ impl Manifest {
                 manifest.digests = Some(fields.long()?).filter(|id| *id != NO_DIGESTS).map(DigestsId);
             }
             count = fields.word()?;
+            let numbers = [manifest.position, manifest.keys, manifest.next_segment, manifest.next_table];
+            if numbers.iter().any(|number| *number >= LIMIT) {
+                return None;
+            }
         }
         for _ in 0..count {
             let id = SegmentId(fields.long()?);
@@ -183,14 +188,18 @@ impl Manifest {
                 (listing.end, listing.least_len, listing.live) = (fields.long()?, fields.long()?, fields.long()?);
                 listing.is_cold = fields.byte()? > 0;
             }
-            if !listing.is_sound() {
+            if !listing.is_sound() || id.0 >= LIMIT {
                 return None;
             }
             manifest.segments.insert(id, listing);
         }
         if !is_first_version {
             for _ in 0..fields.word()? {
-                manifest.tables.push((TableId(fields.long()?), fields.byte()?));
+                let (id, level) = (TableId(fields.long()?), fields.byte()?);
+                if id.0 >= LIMIT || usize::from(level) >= MAX_LEVELS {
+                    return None;
+                }
+                manifest.tables.push((id, level));
             }
         }
         if fields.byte()? > 0 {

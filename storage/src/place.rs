@@ -4,6 +4,9 @@
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SegmentId(pub u64);
 
+/// Ids, positions and counts of keys stay below this, so that they can be reckoned with; what says otherwise is damaged.
+pub(crate) const LIMIT: u64 = 1 << 62;
+
 /// The directory that holds the segments, relative to the data directory.
 pub(crate) const SEGMENTS_DIR: &str = "segments";
 
@@ -19,7 +22,7 @@ impl SegmentId {
     pub(crate) fn of_file(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".seg")?;
         let id = u64::from_str_radix(digits, 16).ok()?;
-        (digits.len() == 16).then_some(Self(id))
+        (digits.len() == 16 && !digits.starts_with('+') && id < LIMIT).then_some(Self(id))
     }
 }
 
@@ -87,7 +90,16 @@ mod tests {
         let name = id.file_name();
         assert_eq!(name, "segments/000000000000ab12.seg");
         assert_eq!(SegmentId::of_file(name.strip_prefix("segments/").expect("in its directory")), Some(id));
-        for other in ["", "x.seg", "12.seg", "000000000000ab12", "000000000000ab12.seg.tmp", "+00000000000ab12.se"] {
+        for other in [
+            "",
+            "x.seg",
+            "12.seg",
+            "000000000000ab12",
+            "000000000000ab12.seg.tmp",
+            "+00000000000ab12.se",
+            "+00000000000ab12.seg",
+            "ffffffffffffffff.seg",
+        ] {
             assert_eq!(SegmentId::of_file(other), None, "{other}");
         }
     }

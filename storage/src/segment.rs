@@ -86,7 +86,7 @@ impl SegmentHeader {
     }
 }
 
-fn checksum(header: &[u8; SEGMENT_HEADER_LEN]) -> u32 {
+pub(crate) fn checksum(header: &[u8; SEGMENT_HEADER_LEN]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&header[..12]);
     hasher.update(&header[16..]);
@@ -189,9 +189,9 @@ impl Segment {
         self.live.fetch_add(bytes.into(), Ordering::Relaxed);
     }
 
-    /// The index refers to so many bytes less.
+    /// The index refers to so many bytes less. After damage the count may be off, and then it ends at nothing.
     pub(crate) fn remove_live(&self, bytes: u32) {
-        self.live.fetch_sub(bytes.into(), Ordering::Relaxed);
+        subtract(&self.live, bytes.into());
     }
 
     pub(crate) fn written(&self) -> u64 {
@@ -205,6 +205,13 @@ impl Segment {
     pub(crate) fn position(&self, offset: u64) -> Position {
         Position(self.base + offset)
     }
+}
+
+/// What is counted of damaged files may not add up; below zero there is nothing.
+pub(crate) fn subtract(count: &AtomicU64, by: u64) {
+    let subtracted = |count: u64| Some(count.saturating_sub(by));
+    // It never refuses.
+    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtracted);
 }
 
 #[cfg(test)]

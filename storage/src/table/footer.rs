@@ -3,7 +3,7 @@
 use super::varint::{put_varint, take_varint};
 use super::{MAGIC, TABLE_VERSION, TableId};
 use crate::frame::mask;
-use crate::place::SegmentId;
+use crate::place::{LIMIT, SegmentId};
 
 /// Checksum, length of meta, version, magic.
 pub(crate) const END_LEN: usize = 20;
@@ -94,7 +94,7 @@ impl Meta {
         Self::parse(&rest[start..]).ok_or(BadEnd::Malformed)
     }
 
-    fn parse(mut bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let (id, file_len, position) = (TableId(long(bytes)?), long(bytes)?, long(bytes)?);
         let (entries, marks, blocks) = (long(bytes)?, long(bytes)?, word(bytes)?);
@@ -105,8 +105,11 @@ impl Meta {
             Some(take(bytes, len)?.to_vec())
         };
         let (smallest, largest) = (key()?, key()?);
-        let is_sound =
-            bytes.is_empty() && file_len < u64::from(u32::MAX) && filter.offset <= file_len && index.offset <= file_len;
+        let fits = |part: Part| part.offset.checked_add(u64::from(part.len) + 4).is_some_and(|end| end <= file_len);
+        let is_sound = bytes.is_empty()
+            && file_len < u64::from(u32::MAX)
+            && (fits(filter) && fits(index))
+            && (id.0 < LIMIT && position < LIMIT && entries <= file_len && marks <= entries);
         let meta = Self { id, file_len, position, entries, marks, blocks, filter, index, smallest, largest };
         is_sound.then_some(meta)
     }

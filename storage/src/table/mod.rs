@@ -27,6 +27,8 @@
 mod block;
 mod filter;
 mod footer;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod index;
 mod merging;
 mod reader;
@@ -34,6 +36,8 @@ mod varint;
 mod writer;
 
 pub(crate) use block::BlockCursor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use fuzz::fuzz;
 pub(crate) use merging::{Merging, Source};
 pub(crate) use reader::{BlockCache, RunCursor, Table, block_cache};
 pub(crate) use varint::{put_varint, take_varint};
@@ -43,7 +47,7 @@ use dunlin_protocol::{KeyspaceId, PartitionId};
 
 use crate::engine::KeyRef;
 use crate::frame::mask;
-use crate::place::SegmentId;
+use crate::place::{LIMIT, SegmentId};
 
 /// A table file. Ids rise and are never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -68,7 +72,7 @@ impl TableId {
     pub(crate) fn of_file(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".tbl")?;
         let id = u64::from_str_radix(digits, 16).ok()?;
-        (digits.len() == 16 && !digits.starts_with('+')).then_some(Self(id))
+        (digits.len() == 16 && !digits.starts_with('+') && id < LIMIT).then_some(Self(id))
     }
 }
 
