@@ -125,6 +125,8 @@ pub struct Engine {
     pub(crate) unmarked: AtomicBool,
     pub(crate) counters: Counters,
     pub(crate) opened: Stopwatch,
+    /// As many as the memtable has shards.
+    read_counters: Vec<ReadCounters>,
 }
 
 #[derive(Default)]
@@ -143,7 +145,6 @@ pub(crate) struct Counters {
     pub(crate) stall_time: Recorder,
     pub(crate) flush_time: Recorder,
     pub(crate) merge_time: Recorder,
-    pub(crate) reads: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) merges: AtomicU64,
@@ -153,6 +154,15 @@ pub(crate) struct Counters {
     pub(crate) moved_bytes: AtomicU64,
     pub(crate) staged: AtomicU64,
     pub(crate) staged_bytes: AtomicU64,
+    pub(crate) filter_misses: AtomicU64,
+}
+
+/// What every read counts: each shard has its own, so that readers do not wait for each other's cache line.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct ReadCounters {
+    pub(crate) reads: AtomicU64,
+    pub(crate) filtered: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -189,7 +199,7 @@ impl Engine {
             manifest: Mutex::new(manifest),
             memtable,
             view: RwLock::new(Arc::new(view)),
-            blocks: block_cache(options.cache_bytes),
+            blocks: block_cache(options.cache_bytes - options.hot_bytes()),
             pins: Mutex::default(),
             writer: Mutex::new(writer),
             maintenance: Mutex::default(),
@@ -206,6 +216,7 @@ impl Engine {
             level0: AtomicUsize::new(0),
             counters: Counters::default(),
             opened: Stopwatch::start(),
+            read_counters: (0..options.shards).map(|_| ReadCounters::default()).collect(),
         };
         engine.change_view(|_| {});
         {
@@ -339,6 +350,10 @@ impl Engine {
         self.manifest.lock().expect("no thread panics while it holds the manifest")
     }
 
+    pub(crate) fn read_counters(&self, partition: PartitionId) -> &ReadCounters {
+        &self.read_counters[usize::from(partition.0) % self.read_counters.len()]
+    }
+
     pub(crate) fn key_count(&self) -> u64 {
         self.keys.load(Ordering::Relaxed)
     }
@@ -381,6 +396,9 @@ impl Engine {
         let view = self.view();
         let tables = || view.levels.tables();
         let (pins, pinned_bytes) = self.pinned();
+        let of_reads =
+            |counter: fn(&ReadCounters) -> &AtomicU64| self.read_counters.iter().map(|c| counted(counter(c))).sum();
+        let (hot_hits, hot_misses) = self.memtable.hot_looks();
         Stats {
             keys: self.key_count(),
             segments,
@@ -412,7 +430,13 @@ impl Engine {
             stall_time: self.counters.stall_time.snapshot(),
             flush_time: self.counters.flush_time.snapshot(),
             merge_time: self.counters.merge_time.snapshot(),
-            reads: counted(&self.counters.reads),
+            reads: of_reads(|counters| &counters.reads),
+            hot_hits,
+            hot_misses,
+            block_hits: self.blocks.hits(),
+            block_misses: self.blocks.misses(),
+            filtered: of_reads(|counters| &counters.filtered),
+            filter_misses: counted(&self.counters.filter_misses),
             flushes: counted(&self.counters.flushes),
             flushed_bytes: counted(&self.counters.flushed_bytes),
             merges: counted(&self.counters.merges),

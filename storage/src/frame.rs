@@ -385,8 +385,12 @@ pub(crate) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// The value is a slice of `item`, in which the body lies.
-    pub(crate) fn decode(&self, tombstone: bool, item: &Bytes) -> Result<(Vec<Ancestor>, Content), Malformed> {
+    /// `own` makes the value out of its bytes, which are a part of the body: a copy, or a slice of what the body lies in.
+    pub(crate) fn decode(
+        &self,
+        tombstone: bool,
+        own: impl FnOnce(&'a [u8]) -> Bytes,
+    ) -> Result<(Vec<Ancestor>, Content), Malformed> {
         let mut reader = Reader(self.bytes);
         let lineage = self.lineage(&mut reader)?;
         let lineage = lineage.chunks_exact(32).map(|pair| {
@@ -402,7 +406,7 @@ impl<'a> Body<'a> {
         }
         let content = match tombstone {
             true => Content::Tombstone,
-            false => Content::Value(item.slice_ref(reader.0), Attributes(attributes)),
+            false => Content::Value(own(reader.0), Attributes(attributes)),
         };
         Ok((lineage, content))
     }

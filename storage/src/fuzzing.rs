@@ -41,7 +41,7 @@ pub fn frame(bytes: &[u8]) {
     let item = Bytes::from(item);
     let Ok(read) = Frame::read(&item) else { return };
     let tombstone = read.record.is_none_or(|record| record.tombstone);
-    let Ok((lineage, content)) = read.body().decode(tombstone, &item) else { return };
+    let Ok((lineage, content)) = read.body().decode(tombstone, |value| item.slice_ref(value)) else { return };
     if read.elsewhere.is_some() {
         return;
     }

@@ -141,10 +141,10 @@ impl<'a> Indexed<'a> {
         record.into_iter().chain(pending)
     }
 
-    /// The record with this head, where it lies in the index; the value is a slice of `item`, from which this was decoded.
-    pub(crate) fn stored(&self, head: &RecordHead, item: &Bytes) -> Option<Result<Stored, Malformed>> {
+    /// A copy of the record with this head, where it lies in the index.
+    pub(crate) fn stored(&self, head: &RecordHead) -> Option<Result<Stored, Malformed>> {
         let (_, body) = self.held().find(|(held, body)| held.head == *head && body.is_some())?;
-        let decoded = body?.decode(head.tombstone, item);
+        let decoded = body?.decode(head.tombstone, Bytes::copy_from_slice);
         Some(decoded.map(|(lineage, content)| Stored { lineage, content }))
     }
 }
@@ -298,10 +298,9 @@ mod tests {
             let _ = Indexed::decode(&bytes[..usize::from(cut) % bytes.len()]);
             let at = usize::from(flip.0) % bytes.len();
             bytes[at] ^= flip.1;
-            let bytes = Bytes::from(bytes);
             if let Ok(decoded) = Indexed::decode(&bytes) {
                 for (held, _) in decoded.held() {
-                    let _ = decoded.stored(&held.head, &bytes);
+                    let _ = decoded.stored(&held.head);
                 }
             }
         }

@@ -29,6 +29,7 @@ mod full_key;
 #[doc(hidden)]
 pub mod fuzzing;
 mod histogram;
+mod hot;
 mod identity;
 mod indexed;
 mod job;

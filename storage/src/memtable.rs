@@ -12,6 +12,7 @@ use hashbrown::HashTable;
 
 use crate::digests::{Captured, Digests, LEAVES_LEN};
 use crate::frozen::{Frozen, Moment};
+use crate::hot::HotEntries;
 use crate::pin::{Pin, Saved};
 use crate::place::{Place, Position};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +60,10 @@ pub(crate) struct Shard {
     pub(crate) digests: Digests,
     /// Moments of this memtable that are kept.
     pins: Vec<Arc<Pin>>,
+    /// Of keys that are in tables only.
+    pub(crate) hot: HotEntries,
+    /// How many memtables this shard was a part of that are frozen now.
+    pub(crate) freezes: u64,
 }
 
 impl Shard {
@@ -69,6 +74,21 @@ impl Shard {
             found.hash == hash && self.key(slot) == key
         };
         self.table.find(hash, is_it).copied()
+    }
+
+    /// Keeps at hand what was found in tables, after a look at this shard, which had no entry, when so many memtables had been frozen. It does not count
+    /// where the key may have come into the memtable since: see [`hot`](crate::hot).
+    pub(crate) fn keep(&mut self, freezes: u64, hash: u64, key: &[u8], body: &[u8]) {
+        if freezes == self.freezes && self.find(hash, key).is_none() {
+            self.hot.insert(hash, key, body);
+        }
+    }
+
+    /// Takes all entries out, to be frozen. Digests stay, and what is hot: of keys that are not among them.
+    fn take(&mut self) -> Self {
+        let (hot, freezes) = (std::mem::take(&mut self.hot), self.freezes + 1);
+        let digests = std::mem::take(&mut self.digests);
+        std::mem::replace(self, Self { hot, freezes, digests, ..Self::default() })
     }
 
     pub(crate) fn key(&self, slot: u32) -> &[u8] {
@@ -124,6 +144,7 @@ impl Shard {
                 self.arena.len() - before
             }
             None => {
+                self.hot.remove(hash, key);
                 let number = self.slots.len() as u32;
                 self.arena.extend_from_slice(key);
                 self.arena.extend_from_slice(body);
@@ -200,9 +221,11 @@ pub(crate) struct Memtable {
 }
 
 impl Memtable {
-    pub(crate) fn new(shards: usize) -> Self {
+    /// `hot_bytes`: see [`hot`](crate::hot).
+    pub(crate) fn new(shards: usize, hot_bytes: u64) -> Self {
+        let shard = || Shard { hot: HotEntries::new(hot_bytes / shards as u64), ..Shard::default() };
         Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Mutex::new(shard())).collect(),
             bytes: AtomicU64::new(0),
             digest_bytes: AtomicU64::new(0),
         }
@@ -250,6 +273,12 @@ impl Memtable {
         shard.lock().expect("no thread panics while it holds a shard")
     }
 
+    /// How many looks found a hot entry, and how many did not.
+    pub(crate) fn hot_looks(&self) -> (u64, u64) {
+        let shards = self.shards.iter().map(|shard| shard.lock().expect("no thread panics while it holds a shard"));
+        shards.fold((0, 0), |(hits, misses), shard| (hits + shard.hot.hits, misses + shard.hot.misses))
+    }
+
     /// See [`Shard::find`] for `slot`.
     pub(crate) fn put(
         &self,
@@ -287,8 +316,7 @@ impl Memtable {
         let taken = shards.iter_mut().map(|shard| {
             pins = std::mem::take(&mut shard.pins);
             shard.digests.capture(&mut captured);
-            let digests = std::mem::take(&mut shard.digests);
-            std::mem::replace(&mut **shard, Shard { digests, ..Shard::default() })
+            shard.take()
         });
         let taken = taken.collect();
         let frozen = Arc::new(Frozen::new(taken, self.bytes.swap(0, Ordering::Relaxed), moment(captured)));

@@ -43,27 +43,43 @@ impl Engine {
         full: &FullKey,
         call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
-        let shard = self.memtable.lock(key.partition);
+        let mut guard = self.memtable.lock(key.partition);
+        let shard = &mut *guard;
         if let Some(slot) = shard.find(full.hash, full.bytes()) {
             return call(Some(shard.body(slot)), shard.position(slot));
         }
+        if let Some(found) = shard.hot.find(full.hash, full.bytes()) {
+            return call(Some(shard.hot.body(found)), Position::ZERO);
+        }
         // Taken under the lock: what was in the memtable then is in it still, or in the view.
-        let view = self.view();
-        drop(shard);
-        self.with_body_below(&view, full, call)
+        let (view, freezes) = (self.view(), shard.freezes);
+        drop(guard);
+        let keep = |body: &[u8]| self.memtable.lock(key.partition).keep(freezes, full.hash, full.bytes(), body);
+        self.with_body_below(&view, key, full, keep, call)
     }
 
-    /// Calls with the body that lies below the memtable.
+    /// Calls with the body that lies below the memtable; before that with one that was found in tables, to be kept at hand.
     fn with_body_below<T>(
         &self,
         view: &View,
+        key: KeyRef<'_>,
         full: &FullKey,
+        keep: impl FnOnce(&[u8]),
         call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         match view.glance(full.bytes(), full.hash) {
             Glance::Found(body, position) => call(Some(body), position),
-            Glance::Absent => call(None, Position::ZERO),
-            Glance::Unknown => call(self.find_in_tables(view, full)?.as_deref(), Position::ZERO),
+            Glance::Absent => {
+                count(&self.read_counters(key.partition).filtered, 1);
+                call(None, Position::ZERO)
+            }
+            Glance::Unknown => {
+                let body = self.find_in_tables(view, full)?;
+                if let Some(body) = &body {
+                    keep(body);
+                }
+                call(body.as_deref(), Position::ZERO)
+            }
         }
     }
 
@@ -90,12 +106,16 @@ impl Engine {
             return call(Some(body), position);
         }
         drop(shard);
-        self.with_body_below(&pin.view, full, call)
+        self.with_body_below(&pin.view, key, full, |_| {}, call)
     }
 
     pub(crate) fn find_in_tables(&self, view: &View, full: &FullKey) -> Result<Option<Bytes>, ReadError> {
         let found = view.find_in_tables(full.bytes(), full.hash, &self.blocks);
-        found.inspect_err(|error| self.note_damage(error))
+        let (body, in_vain) = found.inspect_err(|error| self.note_damage(error))?;
+        if in_vain > 0 {
+            count(&self.counters.filter_misses, in_vain);
+        }
+        Ok(body)
     }
 
     /// What is held now; absent for long: it waits for nothing.
@@ -129,7 +149,7 @@ impl Engine {
 
     /// Reads a record that a register holds now, or held at a moment that is kept.
     pub(crate) fn load_of(&self, pin: Option<&Pin>, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
-        count(&self.counters.reads, 1);
+        count(&self.read_counters(key.partition).reads, 1);
         if !held.place.is_inline() {
             match self.load_frame(pin, &held.place) {
                 // It was moved meanwhile.
@@ -140,9 +160,8 @@ impl Engine {
         let full = FullKey::new(key);
         let look = |body: Option<&[u8]>, _| {
             let Some(body) = body else { return Ok(None) };
-            let item = Bytes::copy_from_slice(body);
-            let indexed = Indexed::decode(&item).map_err(|bad| self.malformed(key, bad))?;
-            if let Some(stored) = indexed.stored(&held.head, &item) {
+            let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
+            if let Some(stored) = indexed.stored(&held.head) {
                 return stored.map(|stored| Some(Ok(stored))).map_err(|bad| self.malformed(key, bad));
             }
             let moved = indexed.held().find(|(other, _)| other.head == held.head);
@@ -167,7 +186,7 @@ impl Engine {
 
     /// What is held for a key, and its record, in one look.
     pub fn get(&self, key: KeyRef<'_>) -> Result<(Entry, Option<Stored>), ReadError> {
-        count(&self.counters.reads, 1);
+        count(&self.read_counters(key.partition).reads, 1);
         let full = FullKey::new(key);
         loop {
             let (mut entry, stored) = self.with_body(key, &full, |body, position| {
@@ -209,7 +228,7 @@ impl Engine {
         let Some(RecordHead { tombstone, .. }) = frame.record else {
             return Err(ReadError::NoRecord { place: *place });
         };
-        let (lineage, content) = frame.body().decode(tombstone, &item).map_err(malformed)?;
+        let (lineage, content) = frame.body().decode(tombstone, |value| item.slice_ref(value)).map_err(malformed)?;
         Ok(Stored { lineage, content })
     }
 

@@ -85,7 +85,7 @@ impl Opened {
         let highest_table = table_ids.map(|id| id + 1).max().unwrap_or(0);
         manifest.next_table = manifest.next_table.max(highest_table);
 
-        let memtable = Memtable::new(options.shards);
+        let memtable = Memtable::new(options.shards, options.hot_bytes());
         let is_every_table_there = view.levels.tables().count() == manifest.tables.len();
         memtable.begin_with(Digests::open(disk, manifest.digests, &view.levels, is_every_table_there, &mut findings)?);
         let base = Base {

@@ -8,7 +8,6 @@ use dunlin_protocol::{KeyspaceId, PartitionId};
 use crate::digest::Leaf;
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
-use crate::frame;
 use crate::frozen::Frozen;
 use crate::indexed::Indexed;
 use crate::memtable::{Copied, Memtable, Prefix};
@@ -81,9 +80,7 @@ impl Visited<'_> {
     pub fn record(&self) -> Option<Stored> {
         let held = self.entry.register.record?;
         let body = self.indexed.record?;
-        let item = Bytes::copy_from_slice(body.bytes);
-        let copied = frame::Body { bytes: &item, ..body };
-        let (lineage, content) = copied.decode(held.head.tombstone, &item).ok()?;
+        let (lineage, content) = body.decode(held.head.tombstone, Bytes::copy_from_slice).ok()?;
         Some(Stored { lineage, content })
     }
 

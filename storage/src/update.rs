@@ -96,24 +96,29 @@ impl Engine {
             let view;
             let (body, position) = match slot {
                 Some(slot) => (Some(shard.body(slot)), shard.position(slot)),
-                None => {
-                    view = self.view();
-                    match &fetched {
-                        Some(fetched) if fetched.freezes == view.freezes => (fetched.body.as_deref(), fetched.position),
-                        _ => match view.glance(full.bytes(), full.hash) {
-                            Glance::Found(body, position) => (Some(body), position),
-                            Glance::Absent => (None, Position::ZERO),
-                            Glance::Unknown => {
-                                // No lock is held across I/O: what is found counts only if the key has not come into the memtable meanwhile, nor
-                                // left it for a younger frozen one.
-                                drop(guard);
-                                let body = self.find_in_tables(&view, &full)?;
-                                fetched = Some(Fetched { body, position: Position::ZERO, freezes: view.freezes });
-                                continue;
+                None => match shard.hot.find(full.hash, full.bytes()) {
+                    Some(found) => (Some(shard.hot.body(found)), Position::ZERO),
+                    None => {
+                        view = self.view();
+                        match &fetched {
+                            Some(fetched) if fetched.freezes == view.freezes => {
+                                (fetched.body.as_deref(), fetched.position)
                             }
-                        },
+                            _ => match view.glance(full.bytes(), full.hash) {
+                                Glance::Found(body, position) => (Some(body), position),
+                                Glance::Absent => (None, Position::ZERO),
+                                Glance::Unknown => {
+                                    // No lock is held across I/O: what is found counts only if the key has not come into the memtable
+                                    // meanwhile, nor left it for a younger frozen one.
+                                    drop(guard);
+                                    let body = self.find_in_tables(&view, &full)?;
+                                    fetched = Some(Fetched { body, position: Position::ZERO, freezes: view.freezes });
+                                    continue;
+                                }
+                            },
+                        }
                     }
-                }
+                },
             };
             let mut indexed = match body {
                 Some(body) => Indexed::decode(body).map_err(|malformed| self.malformed(key, malformed))?,

@@ -121,19 +121,23 @@ impl View {
         read
     }
 
-    /// Finds a key in the tables, after [`glance`](Self::glance).
+    /// Finds a key in the tables, after [`glance`](Self::glance). With it the number of blocks that were looked into in vain.
     pub(crate) fn find_in_tables(
         &self,
         key: &[u8],
         hash: u64,
         blocks: &BlockCache,
-    ) -> Result<Option<Bytes>, ReadError> {
+    ) -> Result<(Option<Bytes>, u64), ReadError> {
+        let mut in_vain = 0;
         let found = self.try_tables(key, hash, |table| match table.get(key, blocks) {
-            Ok(None) => ControlFlow::Continue(()),
+            Ok(None) => {
+                in_vain += 1;
+                ControlFlow::Continue(())
+            }
             Ok(Some(body)) => ControlFlow::Break(Ok(body)),
             Err(error) => ControlFlow::Break(Err(error)),
         });
-        found.break_value().transpose()
+        Ok((found.break_value().transpose()?, in_vain))
     }
 
     /// Finds a key anywhere.
@@ -147,7 +151,7 @@ impl View {
             Glance::Found(body, position) => Ok(Some((Bytes::copy_from_slice(body), position))),
             Glance::Absent => Ok(None),
             Glance::Unknown => {
-                let found = self.find_in_tables(key, hash, blocks)?;
+                let (found, _) = self.find_in_tables(key, hash, blocks)?;
                 Ok(found.map(|body| (body, Position::ZERO)))
             }
         }

@@ -1,9 +1,11 @@
 //! `Table`: reading a table.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quick_cache::sync::DefaultLifecycle;
 
 use super::block::{Block, BlockCursor};
 use super::filter::Filter;
@@ -15,7 +17,33 @@ use crate::error::{Affected, Damage, DamageKind, OpenError, ReadError};
 use crate::frame::Malformed;
 
 /// Blocks that were read lately, by table and number.
-pub(crate) type BlockCache = quick_cache::sync::Cache<(u64, u32), Bytes, Weight>;
+pub(crate) type BlockCache = quick_cache::sync::Cache<(u64, u32), Bytes, Weight, BuildHasherDefault<BlockHasher>>;
+
+/// Spreads table and number of a block. Nobody outside chooses these, so nothing stronger is needed.
+#[derive(Default)]
+pub(crate) struct BlockHasher(u64);
+
+impl Hasher for BlockHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+    fn write_u64(&mut self, number: u64) {
+        let x = self.0.rotate_left(32) ^ number;
+        let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = x ^ x >> 31;
+    }
+}
 
 /// What a block counts in the cache.
 #[derive(Clone, Copy)]
@@ -29,7 +57,7 @@ impl quick_cache::Weighter<(u64, u32), Bytes> for Weight {
 
 pub(crate) fn block_cache(bytes: u64) -> BlockCache {
     let blocks = usize::try_from(bytes / super::BLOCK_LEN as u64).unwrap_or(usize::MAX);
-    BlockCache::with_weighter(blocks.max(16), bytes, Weight)
+    BlockCache::with(blocks.max(16), bytes, Weight, BuildHasherDefault::default(), DefaultLifecycle::default())
 }
 
 /// So much is read ahead in one go where blocks are read one after another.

@@ -292,3 +292,45 @@ fn what_is_counted_adds_up() {
     }
     assert!(merge_debt > 0 && collection_debt > 0 && dead >= collection_debt, "{merge_debt} {collection_debt} {dead}");
 }
+
+/// An entry that was read lies at hand, until it changes; that is counted.
+#[test]
+fn what_is_read_again_costs_no_block() {
+    let engine = open_with(&MemoryDisk::new(), Options { memtable_bytes: 16 << 10, cache_bytes: 64 << 10, ..SMALL });
+    let name = |n: u64| n.to_be_bytes();
+    let put = |n: u64, version: u64| {
+        let value = vec![(n + version) as u8; 80];
+        store(&engine, key(n as u16 % 7, &name(n)), &record(version, value)).expect("stores");
+        flush(&engine);
+    };
+    let read = |n: u64, version: u64| {
+        let (_, stored) = engine.get(key(n as u16 % 7, &name(n))).expect("reads");
+        let value = stored.expect("it is there").content.bytes().cloned();
+        assert_eq!(value, Some(vec![(n + version) as u8; 80].into()), "{n}");
+    };
+    let to_tables = |version: u64| {
+        (1000..1100).for_each(|n| put(n, version));
+        settle(&engine);
+        assert_eq!(engine.stats().memtable_bytes, 0);
+    };
+    (0..50).for_each(|n| put(n, 1));
+    to_tables(1);
+    let blocks = || engine.stats().block_hits + engine.stats().block_misses;
+    (0..50).for_each(|n| read(n, 1));
+    assert_eq!((engine.stats().hot_hits, blocks()), (0, 50));
+    (0..50).for_each(|n| read(n, 1));
+    assert_eq!((engine.stats().hot_hits, blocks()), (50, 50));
+    // Of one half there is something newer: first in memory, then in a table.
+    (0..25).for_each(|n| put(n, 2));
+    (0..50).for_each(|n| read(n, if n < 25 { 2 } else { 1 }));
+    to_tables(2);
+    let hits = engine.stats().hot_hits;
+    (0..50).for_each(|n| read(n, if n < 25 { 2 } else { 1 }));
+    assert_eq!(engine.stats().hot_hits, hits + 25);
+    (2000..2100).for_each(|n| {
+        let (entry, stored) = engine.get(key(1, &name(n))).expect("reads");
+        assert!(entry.register.is_absent() && stored.is_none());
+    });
+    let stats = engine.stats();
+    assert!(stats.filtered > 80 && stats.filtered + stats.filter_misses >= 100, "{stats:?}");
+}

@@ -6,10 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use dunlin_protocol::register::Change;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 use dunlin_storage::{Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Position, ScanRange};
 
-use crate::support::{SMALL, key, look, record, store, value};
+use crate::support::{SMALL, TINY, change, flush, key, look, maintain, record, store, value};
 
 const WRITERS: u64 = 8;
 const EACH: u64 = 60;
@@ -86,6 +87,7 @@ fn what_is_moved_is_found() {
         memtable_bytes: 4 << 10,
         table_bytes: 8 << 10,
         cache_bytes: 16 << 10,
+        shards: 4,
         sync: dunlin_storage::Sync::Never,
         ..Options::default()
     };
@@ -168,21 +170,23 @@ fn what_is_moved_is_found() {
 
 type Hook = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 
-/// A disk that calls a hook in the middle of each write and sync of the log, and when a check opens one of its files.
+/// A disk that calls a hook in the middle of each write and sync of the log, and when a check opens one of its files; or of each read of a table.
 struct Hooked {
     disk: MemoryDisk,
     hook: Hook,
+    of_tables: bool,
 }
 
 struct HookedFile {
     file: Arc<dyn DiskFile>,
     hook: Hook,
+    of_tables: bool,
 }
 
 impl Hooked {
     fn wrap(&self, name: &str, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        match name.ends_with(".seg") {
-            true => Arc::new(HookedFile { file, hook: self.hook.clone() }),
+        match name.ends_with(if self.of_tables { ".tbl" } else { ".seg" }) {
+            true => Arc::new(HookedFile { file, hook: self.hook.clone(), of_tables: self.of_tables }),
             false => file,
         }
     }
@@ -193,7 +197,7 @@ impl Disk for Hooked {
         Ok(self.wrap(name, self.disk.create(name)?))
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        if let Some(hook) = self.hook.get().filter(|_| name.ends_with(".seg")) {
+        if let Some(hook) = self.hook.get().filter(|_| !self.of_tables && name.ends_with(".seg")) {
             hook();
         }
         Ok(self.wrap(name, self.disk.open(name)?))
@@ -219,8 +223,10 @@ impl Disk for Hooked {
 }
 
 impl HookedFile {
-    fn call(&self) {
-        if let Some(hook) = self.hook.get() {
+    fn call(&self, is_read: bool) {
+        if is_read == self.of_tables
+            && let Some(hook) = self.hook.get()
+        {
             hook();
         }
     }
@@ -228,25 +234,26 @@ impl HookedFile {
 
 impl DiskFile for HookedFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.call(true);
         self.file.read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.call();
+        self.call(false);
         self.file.write_at(offset, bytes)
     }
     fn sync(&self) -> io::Result<()> {
-        self.call();
+        self.call(false);
         self.file.sync()
     }
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.call();
+        self.call(false);
         self.file.truncate(len)
     }
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.call();
+        self.call(false);
         self.file.preallocate(offset, len)
     }
 }
@@ -256,7 +263,7 @@ impl DiskFile for HookedFile {
 fn nothing_waits_for_the_disk() {
     let hook = Hook::default();
     let disk = MemoryDisk::new();
-    let hooked = Hooked { disk: disk.clone(), hook: hook.clone() };
+    let hooked = Hooked { disk: disk.clone(), hook: hook.clone(), of_tables: false };
     let engine = Arc::new(Engine::open(Arc::new(hooked), SMALL).expect("opens").0);
     let in_hook = engine.clone();
     let taken = Arc::new(Mutex::new(1));
@@ -302,7 +309,7 @@ fn nothing_waits_for_the_disk() {
 #[test]
 fn a_check_is_not_surprised_by_the_writer() {
     let hook = Hook::default();
-    let hooked = Hooked { disk: MemoryDisk::new(), hook: hook.clone() };
+    let hooked = Hooked { disk: MemoryDisk::new(), hook: hook.clone(), of_tables: false };
     let engine = Arc::new(Engine::open(Arc::new(hooked), SMALL).expect("opens").0);
     store(&engine, key(1, b"a"), &record(1, [3; 150])).expect("stores");
     let (in_hook, is_checking) = (engine.clone(), Arc::new(AtomicBool::new(false)));
@@ -322,5 +329,53 @@ fn a_check_is_not_surprised_by_the_writer() {
         is_checking.store(true, Ordering::Release);
         assert_eq!(engine.verify().expect("reads").damaged, []);
         assert!(!is_checking.load(Ordering::Acquire) && engine.suspect_partitions().is_empty());
+    }
+}
+
+/// Stores other keys until all that came before lies in tables.
+fn to_tables(engine: &Engine, n: u64) {
+    for other in 0..12u8 {
+        store(engine, key(2, &[other]), &record(n, [other; 90])).expect("stores");
+    }
+    flush(engine);
+    maintain(engine);
+    assert_eq!(engine.stats().memtable_bytes, 0);
+}
+
+/// While a reader has its block read, its key changes, or goes even through the memtable and into a newer table: what was read is not kept for those who
+/// come later.
+#[test]
+fn what_changes_during_a_read_is_not_kept() {
+    let at = key(1, b"a");
+    for (is_forgotten, is_flushed) in [(false, false), (false, true), (true, false), (true, true)] {
+        let hook = Hook::default();
+        let hooked = Hooked { disk: MemoryDisk::new(), hook: hook.clone(), of_tables: true };
+        let engine = Arc::new(Engine::open(Arc::new(hooked), TINY).expect("opens").0);
+        store(&engine, at, &record(1, b"old")).expect("stores");
+        to_tables(&engine, 1);
+        let in_hook = engine.clone();
+        let called = Arc::new(AtomicBool::new(false));
+        let was_called = called.clone();
+        let meanwhile = move || {
+            if called.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            match is_forgotten {
+                true => change(&in_hook, at, Change::Forget, None).map(|_| ()).expect("forgets"),
+                false => store(&in_hook, at, &record(2, b"new")).map(|_| ()).expect("stores"),
+            }
+            if is_flushed {
+                to_tables(&in_hook, 2);
+            }
+        };
+        assert!(hook.set(Box::new(meanwhile)).is_ok());
+        let (_, old) = engine.get(at).expect("reads");
+        assert_eq!(old.and_then(|stored| stored.content.bytes().cloned()).as_deref(), Some(&b"old"[..]));
+        assert!(was_called.load(Ordering::Relaxed));
+        let now = (!is_forgotten).then(|| b"new".to_vec());
+        assert_eq!(value(&engine, at), now);
+        to_tables(&engine, 3);
+        assert_eq!(value(&engine, at), now);
+        assert_eq!(value(&engine, at), now);
     }
 }
