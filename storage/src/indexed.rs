@@ -80,6 +80,7 @@ impl<'a> Indexed<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let mut rest = bytes;
         let bytes = &mut rest;
@@ -198,6 +199,7 @@ impl<'a> HeldAndBody<'a> {
     }
 }
 
+#[inline]
 fn held<'a>(bytes: &mut &'a [u8]) -> Result<HeldAndBody<'a>, Malformed> {
     let flags = take(bytes, 1)?[0];
     let has = |flag: u8| flags & flag != 0;
@@ -223,17 +225,20 @@ fn held<'a>(bytes: &mut &'a [u8]) -> Result<HeldAndBody<'a>, Malformed> {
     Ok(HeldAndBody(Held { head, place: Place { segment, offset, len } }, None))
 }
 
+#[inline]
 fn take<'a>(bytes: &mut &'a [u8], len: usize) -> Result<&'a [u8], Malformed> {
     let (taken, rest) = bytes.split_at_checked(len).ok_or(Malformed)?;
     *bytes = rest;
     Ok(taken)
 }
 
+#[inline]
 fn stamp(bytes: &mut &[u8]) -> Result<Stamp, Malformed> {
     let bits = take(bytes, 16)?.first_chunk().ok_or(Malformed)?;
     Ok(Stamp::from_bits(u128::from_le_bytes(*bits)))
 }
 
+#[inline]
 fn varint(bytes: &mut &[u8]) -> Result<u64, Malformed> {
     take_varint(bytes).ok_or(Malformed)
 }

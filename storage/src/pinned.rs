@@ -44,7 +44,7 @@ impl Pinned {
         limit: usize,
         visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
     ) -> Result<bool, ReadError> {
-        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, &visited.entry))
+        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, visited.entry))
     }
 
     /// As [`Engine::scan_with`], of the keys that there were. What was forgotten then is not visited, durably forgotten or not.

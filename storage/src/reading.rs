@@ -193,10 +193,8 @@ impl Engine {
                 let Some(body) = body else { return Ok((Entry { position, ..Entry::default() }, None)) };
                 let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
                 let entry = Entry { register: indexed.register, position };
-                let stored = {
-                    let KeyRef { partition, keyspace, key } = key;
-                    Visited { keyspace, partition, key, entry, indexed }.record()
-                };
+                let KeyRef { partition, keyspace, key } = key;
+                let stored = Visited { keyspace, partition, key, entry: &entry, body: indexed.record }.record();
                 Ok((entry, stored))
             })?;
             entry.position = self.shown_position(&entry);

@@ -8,6 +8,7 @@ use dunlin_protocol::{KeyspaceId, PartitionId};
 use crate::digest::Leaf;
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
+use crate::frame::Body;
 use crate::frozen::Frozen;
 use crate::indexed::Indexed;
 use crate::memtable::{Copied, Memtable, Prefix};
@@ -16,8 +17,9 @@ use crate::place::Position;
 use crate::table::{Merging, key as full_key, split_key};
 use crate::view::View;
 
-/// How many entries a scan copies under one lock.
+/// How many entries a scan copies under one lock: few at first, more when it goes on.
 const SCAN_STEP: usize = 64;
+const MAX_SCAN_STEP: usize = 256;
 
 /// What a scan visits, in the order of partition and key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,8 +70,9 @@ pub struct Visited<'a> {
     /// Its key.
     pub key: &'a [u8],
     /// What is held for it.
-    pub entry: Entry,
-    pub(crate) indexed: Indexed<'a>,
+    pub entry: &'a Entry,
+    /// The record's body, where it lies in the index.
+    pub(crate) body: Option<Body<'a>>,
 }
 
 impl Visited<'_> {
@@ -79,14 +82,13 @@ impl Visited<'_> {
     /// None where it lies elsewhere, or there is none.
     pub fn record(&self) -> Option<Stored> {
         let held = self.entry.register.record?;
-        let body = self.indexed.record?;
-        let (lineage, content) = body.decode(held.head.tombstone, Bytes::copy_from_slice).ok()?;
+        let (lineage, content) = self.body?.decode(held.head.tombstone, Bytes::copy_from_slice).ok()?;
         Some(Stored { lineage, content })
     }
 
     /// The bytes of the record's value, without copying them, where they lie in the index.
     pub fn value(&self) -> Option<&[u8]> {
-        self.indexed.record?.value().ok()
+        self.body?.value().ok()
     }
 
     /// The leaf of its partition's digest that the key belongs to.
@@ -105,7 +107,7 @@ impl Engine {
         limit: usize,
         visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
     ) -> Result<bool, ReadError> {
-        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, &visited.entry))
+        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, visited.entry))
     }
 
     /// Like [`scan`](Self::scan), with the records of those that are small at hand.
@@ -150,11 +152,14 @@ impl Engine {
         let (start, mut inclusive) = range.start_in(partition);
         let mut from = full(start);
         let prefix: Prefix = *from.first_chunk().expect("partition and keyspace");
+        let mut step = SCAN_STEP;
         loop {
+            let wanted = Wanted { partition, prefix: &prefix, from: &from, inclusive, step };
             let Newer { entries, upto, shown_from, view } = match pin {
-                None => self.newer(partition, &prefix, &from, inclusive),
-                Some(pin) => self.newer_pinned(pin, partition, &prefix, &from, inclusive),
+                None => self.newer(&wanted),
+                Some(pin) => self.newer_pinned(pin, &wanted),
             };
+            step = (2 * step).min(MAX_SCAN_STEP);
             let below = Below::at(below, view, &from, inclusive)?;
             let newer = (&entries[..], shown_from);
             match self.visit(newer, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
@@ -170,19 +175,21 @@ impl Engine {
     }
 
     /// The memtable's next entries, and what lies below them: both of one moment.
-    fn newer(&self, partition: PartitionId, prefix: &Prefix, from: &[u8], inclusive: bool) -> Newer {
+    fn newer(&self, wanted: &Wanted<'_>) -> Newer {
+        let Wanted { partition, prefix, from, inclusive, step } = *wanted;
         let mut shard = self.memtable.lock(partition);
-        let entries = Memtable::copy(&mut shard, prefix, from, inclusive, SCAN_STEP);
+        let entries = Memtable::copy(&mut shard, prefix, from, inclusive, step);
         let view = self.view();
         drop(shard);
-        Newer { upto: Newer::upto(&entries), entries, shown_from: self.durable_upto(), view }
+        Newer { upto: wanted.upto(&entries), entries, shown_from: self.durable_upto(), view }
     }
 
     /// The same, at a moment that is kept.
-    fn newer_pinned(&self, pin: &Pin, partition: PartitionId, prefix: &Prefix, from: &[u8], inclusive: bool) -> Newer {
+    fn newer_pinned(&self, pin: &Pin, wanted: &Wanted<'_>) -> Newer {
+        let Wanted { partition, prefix, from, inclusive, step } = *wanted;
         let of_frozen = |frozen: &Frozen| {
-            let mut entries = frozen.copy(prefix, from, inclusive, SCAN_STEP);
-            let upto = Newer::upto(&entries);
+            let mut entries = frozen.copy(prefix, from, inclusive, step);
+            let upto = wanted.upto(&entries);
             pin.restore(&mut entries);
             (entries, upto)
         };
@@ -191,8 +198,8 @@ impl Engine {
             if pin.frozen().is_some() {
                 return None;
             }
-            let mut entries = Memtable::copy(&mut shard, prefix, from, inclusive, SCAN_STEP);
-            let upto = Newer::upto(&entries);
+            let mut entries = Memtable::copy(&mut shard, prefix, from, inclusive, step);
+            let upto = wanted.upto(&entries);
             pin.restore(&mut entries);
             Some((entries, upto))
         };
@@ -240,12 +247,15 @@ impl Engine {
             if !full.starts_with(prefix) || !range.contains(key.key) {
                 return Ok(Reached::EndOfRange);
             }
-            let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
+            let indexed = match Indexed::decode(body) {
+                Ok(indexed) => indexed,
+                Err(bad) => return Err(self.malformed(key, bad)),
+            };
             let entry = Entry { register: indexed.register, position };
             // A forgotten key is shown until that is durable, so that who says "absent" waits for it.
             if !entry.register.is_absent() || entry.position > shown_from {
                 let KeyRef { partition, keyspace, key } = key;
-                let visited = Visited { keyspace, partition, key, entry, indexed };
+                let visited = Visited { keyspace, partition, key, entry: &entry, body: indexed.record };
                 if *left == 0 || !visit(&visited) {
                     return Ok(Reached::Stop);
                 }
@@ -263,6 +273,24 @@ impl Engine {
     }
 }
 
+/// Which of the memtable's entries are wanted next.
+struct Wanted<'a> {
+    partition: PartitionId,
+    prefix: &'a Prefix,
+    /// From this key on, which is wanted or not.
+    from: &'a [u8],
+    inclusive: bool,
+    /// At most so many.
+    step: usize,
+}
+
+impl Wanted<'_> {
+    /// The last of what was copied, where there may be more behind it.
+    fn upto(&self, entries: &[Copied]) -> Option<Vec<u8>> {
+        entries.get(self.step - 1).map(|last| last.key.clone())
+    }
+}
+
 /// The memtable's next entries.
 struct Newer {
     entries: Vec<Copied>,
@@ -271,12 +299,6 @@ struct Newer {
     /// A forgotten key is shown where its position lies behind this.
     shown_from: Position,
     view: Arc<View>,
-}
-
-impl Newer {
-    fn upto(entries: &[Copied]) -> Option<Vec<u8>> {
-        entries.get(SCAN_STEP - 1).map(|last| last.key.clone())
-    }
 }
 
 /// What lies below the memtable, from where a scan is on. Kept from step to step while nothing else is below.

@@ -154,6 +154,20 @@ impl Block {
     fn entry(&self, at: usize) -> Result<RawEntry, Malformed> {
         let entries = &self.bytes[..self.entries_end];
         let mut rest = entries.get(at..).ok_or(Malformed)?;
+        // Most often each length takes one byte, but for the body's, which takes one or two.
+        if let [shared @ ..0x80, key_len @ ..0x80, low, high, ..] = *rest
+            && (low < 0x80 || high < 0x80)
+        {
+            let (body_len, head_len) = match low {
+                ..0x80 => (usize::from(low), 3),
+                _ => (usize::from(low & 0x7f) | usize::from(high) << 7, 4),
+            };
+            let key_at = at + head_len;
+            let body_at = key_at + usize::from(key_len);
+            let end = body_at + body_len;
+            let entry = RawEntry { shared: shared.into(), key_at, body_at, end };
+            return if end <= self.entries_end { Ok(entry) } else { Err(Malformed) };
+        }
         let mut number = || take_varint(&mut rest).and_then(|n| usize::try_from(n).ok()).ok_or(Malformed);
         let (shared, key_len, body_len) = (number()?, number()?, number()?);
         let key_at = self.entries_end - rest.len();

@@ -52,15 +52,16 @@ impl Source {
 
 /// Several sources as one: each key once, with the body of the newest source that has it.
 pub(crate) struct Merging {
-    /// With their age, 0 the newest; those that are not at their end, by key, and of one key the newest first. Few.
-    sources: Vec<(usize, Source)>,
+    /// With their age, 0 the newest; those that are not at their end, by key, and of one key the newest first. Few, and boxed, since they change
+    /// places from key to key.
+    sources: Vec<(usize, Box<Source>)>,
 }
 
 impl Merging {
     /// The newest source first.
     pub(crate) fn new(sources: Vec<Source>) -> Self {
-        let mut sources: Vec<_> =
-            sources.into_iter().enumerate().filter(|(_, source)| source.key().is_some()).collect();
+        let is_there = |(age, source): (usize, Source)| source.key().is_some().then(|| (age, Box::new(source)));
+        let mut sources: Vec<_> = sources.into_iter().enumerate().filter_map(is_there).collect();
         sources.sort_by(compare);
         Self { sources }
     }
@@ -106,6 +107,6 @@ impl Merging {
     }
 }
 
-fn compare((age_a, a): &(usize, Source), (age_b, b): &(usize, Source)) -> Ordering {
+fn compare((age_a, a): &(usize, Box<Source>), (age_b, b): &(usize, Box<Source>)) -> Ordering {
     a.key().cmp(&b.key()).then(age_a.cmp(age_b))
 }
