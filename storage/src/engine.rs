@@ -154,6 +154,7 @@ pub(crate) struct Counters {
     pub(crate) moved_bytes: AtomicU64,
     pub(crate) staged: AtomicU64,
     pub(crate) staged_bytes: AtomicU64,
+    pub(crate) table_looks: AtomicU64,
     pub(crate) filter_misses: AtomicU64,
 }
 
@@ -162,7 +163,6 @@ pub(crate) struct Counters {
 #[repr(align(128))]
 pub(crate) struct ReadCounters {
     pub(crate) reads: AtomicU64,
-    pub(crate) filtered: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -396,8 +396,7 @@ impl Engine {
         let view = self.view();
         let tables = || view.levels.tables();
         let (pins, pinned_bytes) = self.pinned();
-        let of_reads =
-            |counter: fn(&ReadCounters) -> &AtomicU64| self.read_counters.iter().map(|c| counted(counter(c))).sum();
+        let reads = self.read_counters.iter().map(|counters| counted(&counters.reads)).sum();
         let (hot_hits, hot_misses) = self.memtable.hot_looks();
         Stats {
             keys: self.key_count(),
@@ -430,12 +429,12 @@ impl Engine {
             stall_time: self.counters.stall_time.snapshot(),
             flush_time: self.counters.flush_time.snapshot(),
             merge_time: self.counters.merge_time.snapshot(),
-            reads: of_reads(|counters| &counters.reads),
+            reads,
             hot_hits,
             hot_misses,
             block_hits: self.blocks.hits(),
             block_misses: self.blocks.misses(),
-            filtered: of_reads(|counters| &counters.filtered),
+            table_looks: counted(&self.counters.table_looks),
             filter_misses: counted(&self.counters.filter_misses),
             flushes: counted(&self.counters.flushes),
             flushed_bytes: counted(&self.counters.flushed_bytes),

@@ -55,24 +55,20 @@ impl Engine {
         let (view, freezes) = (self.view(), shard.freezes);
         drop(guard);
         let keep = |body: &[u8]| self.memtable.lock(key.partition).keep(freezes, full.hash, full.bytes(), body);
-        self.with_body_below(&view, key, full, keep, call)
+        self.with_body_below(&view, full, keep, call)
     }
 
     /// Calls with the body that lies below the memtable; before that with one that was found in tables, to be kept at hand.
     fn with_body_below<T>(
         &self,
         view: &View,
-        key: KeyRef<'_>,
         full: &FullKey,
         keep: impl FnOnce(&[u8]),
         call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         match view.glance(full.bytes(), full.hash) {
             Glance::Found(body, position) => call(Some(body), position),
-            Glance::Absent => {
-                count(&self.read_counters(key.partition).filtered, 1);
-                call(None, Position::ZERO)
-            }
+            Glance::Absent => call(None, Position::ZERO),
             Glance::Unknown => {
                 let body = self.find_in_tables(view, full)?;
                 if let Some(body) = &body {
@@ -106,10 +102,11 @@ impl Engine {
             return call(Some(body), position);
         }
         drop(shard);
-        self.with_body_below(&pin.view, key, full, |_| {}, call)
+        self.with_body_below(&pin.view, full, |_| {}, call)
     }
 
     pub(crate) fn find_in_tables(&self, view: &View, full: &FullKey) -> Result<Option<Bytes>, ReadError> {
+        count(&self.counters.table_looks, 1);
         let found = view.find_in_tables(full.bytes(), full.hash, &self.blocks);
         let (body, in_vain) = found.inspect_err(|error| self.note_damage(error))?;
         if in_vain > 0 {

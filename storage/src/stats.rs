@@ -66,14 +66,14 @@ pub struct Stats {
     pub reads: u64,
     /// Looks for keys that no change of late has left in memory: found among the entries that were read lately.
     pub hot_hits: u64,
-    /// Such looks that went on to the tables.
+    /// Such looks that went on to what is being flushed, and to the filters of the tables.
     pub hot_misses: u64,
     /// Blocks of tables that were in the cache when an entry was looked for.
     pub block_hits: u64,
     /// Blocks that were not, and were read.
     pub block_misses: u64,
-    /// Reads of keys that no table has, as the filters knew: they cost no block.
-    pub filtered: u64,
+    /// Looks for keys that a filter let pass, so that a block was looked into; all others cost no block.
+    pub table_looks: u64,
     /// Blocks that were looked into in vain, because a filter let an absent key pass.
     pub filter_misses: u64,
     /// Memtables flushed since the engine was opened.
