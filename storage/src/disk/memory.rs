@@ -1,15 +1,14 @@
 //! `MemoryDisk`: a data directory in memory that can lose what was not synced.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::sync::{Mutex, MutexGuard};
-
+use self::change::{Change, NameChange, Random};
 use super::{Disk, DiskFile};
-
-/// A crash keeps or loses pieces of a write at this size.
-const SECTOR: u64 = 512;
+use crate::sync::{Mutex, MutexGuard};
 
 /// A data directory in memory, for tests and the simulator. A clone is another handle to the same disk. Everything is deterministic.
 ///
@@ -58,93 +57,6 @@ struct Inode {
     unsynced: Vec<Change>,
     /// Changes that a failed sync left behind: no later sync makes them durable, a crash may keep them.
     stranded: Vec<Change>,
-}
-
-#[derive(Clone)]
-enum Change {
-    Write { offset: u64, bytes: Vec<u8> },
-    Resize(u64),
-}
-
-#[derive(Clone)]
-enum NameChange {
-    Link(String, u64),
-    Unlink(String),
-    Rename(String, String, u64),
-}
-
-impl NameChange {
-    fn apply(&self, names: &mut BTreeMap<String, u64>) {
-        match self {
-            Self::Link(name, file) => {
-                names.insert(name.clone(), *file);
-            }
-            Self::Unlink(name) => {
-                names.remove(name);
-            }
-            Self::Rename(from, to, file) => {
-                names.remove(from);
-                names.insert(to.clone(), *file);
-            }
-        }
-    }
-}
-
-impl Change {
-    fn apply(&self, to: &mut Vec<u8>) {
-        match self {
-            Self::Write { offset, bytes } => write(to, *offset, bytes),
-            Self::Resize(len) => to.resize(*len as usize, 0),
-        }
-    }
-
-    /// Applies it as a crash may have left it: not at all, whole, as far as some byte, or some of its sectors.
-    fn tear(&self, to: &mut Vec<u8>, random: &mut Random) {
-        match (self, random.below(4)) {
-            (_, 0) => {}
-            (Self::Resize(_), _) | (_, 1) => self.apply(to),
-            (Self::Write { offset, bytes }, 2) => {
-                let len = random.below(bytes.len() as u64 + 1) as usize;
-                write(to, *offset, &bytes[..len]);
-            }
-            (Self::Write { offset, bytes }, _) => {
-                let mut at = 0;
-                while at < bytes.len() {
-                    let piece = (SECTOR - (offset + at as u64) % SECTOR) as usize;
-                    let end = bytes.len().min(at + piece);
-                    if random.below(2) == 0 {
-                        write(to, offset + at as u64, &bytes[at..end]);
-                    }
-                    at = end;
-                }
-            }
-        }
-    }
-}
-
-fn write(to: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
-    let (start, end) = (offset as usize, offset as usize + bytes.len());
-    if to.len() < end {
-        to.resize(end, 0);
-    }
-    to[start..end].copy_from_slice(bytes);
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }
 
 fn failed(what: &str) -> io::Error {
