@@ -483,16 +483,21 @@ fn a_folder_is_copied_in_and_out() {
     home.dunlin("cp in/plain.txt dunlin://default/one").expect(0);
     home.dunlin("cp dunlin://default/one one.txt").expect(0);
     assert_eq!(fs::read(home.path("one.txt")).expect("copied"), b"text\n");
-    home.dunlin("put large --file in/deep/larger").expect(7);
-    home.run(["put", "large", "--file", "in/deep/1 MiB"]).expect(0);
+    // A busy machine may take long for a MiB.
+    home.dunlin("put large --file in/deep/larger --timeout 60s").expect(7);
+    home.run(["put", "large", "--file", "in/deep/1 MiB", "--timeout", "60s"]).expect(0);
     let version = home.dunlin("get large --version").expect(0).text().trim().to_owned();
     fs::write(home.path("second"), bytes(1 << 20, 5)).expect("written");
     for swapped in [0, 4] {
         let new = fs::File::open(home.path("second")).expect("there");
-        let cas = home.program().args(["cas", "large", "-", "--if-version", &version]).stdin(new).output();
+        let cas = home
+            .program()
+            .args(["cas", "large", "-", "--if-version", &version, "--timeout", "60s"])
+            .stdin(new)
+            .output();
         assert_eq!(cas.expect("it runs").status.code(), Some(swapped));
     }
-    home.dunlin("get large --level serial --out large").expect(0);
+    home.dunlin("get large --level serial --out large --timeout 60s").expect(0);
     assert!(fs::read(home.path("large")).expect("there") == bytes(1 << 20, 5));
     dev.stop();
 }
