@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::digests::{self, DigestsId};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Wait};
 use crate::engine::KeyRef;
 use crate::error::{Affected, Damage, DamageKind, OpenError, ReadError};
 use crate::frame::{self, BATCH_LEN, Frame, HEAD_LEN, MAX_FRAME_LEN};
@@ -219,7 +219,7 @@ impl<'a> Check<'a> {
 
     fn block(&mut self, table: &Table, number: usize) -> Result<(), ReadError> {
         let malformed = || table.malformed(number);
-        let mut cursor = BlockCursor::first(table.read_block(number)?).map_err(|_| malformed())?;
+        let mut cursor = BlockCursor::first(table.read_block(number, Wait::Allowed)?).map_err(|_| malformed())?;
         while let Some(key) = cursor.key() {
             let key = split_key(key).ok_or_else(malformed)?;
             let indexed = Indexed::decode(cursor.body()).map_err(|_| malformed())?;

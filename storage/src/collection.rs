@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, write_all};
+use crate::disk::{Disk, Wait, write_all};
 use crate::engine::{Engine, count};
 use crate::error::{Affected, Damage, DamageKind, ReadError, WriteError, is_disk_full};
 use crate::frame::{self, Frame, HEAD_LEN, MAX_FRAME_LEN, change_place};
@@ -218,7 +218,7 @@ impl Engine {
     /// Whether the index refers to a place for a key.
     fn refers(&self, full: &FullKey, place: &Place) -> Result<bool, ReadError> {
         let Some(key) = split_key(full.bytes()) else { return Ok(false) };
-        self.with_body(key, full, |body, _| {
+        self.with_body(key, full, Wait::Allowed, |body, _| {
             let indexed = body.map(Indexed::decode).transpose().map_err(|bad| self.malformed(key, bad))?;
             Ok(indexed.is_some_and(|indexed| indexed.held().any(|(held, _)| held.place == *place)))
         })
@@ -286,7 +286,7 @@ impl Engine {
                         }
                         (_, Glance::Unknown) => {
                             drop(guard);
-                            fetched = Some((view.freezes, self.find_in_tables(&view, &full)?));
+                            fetched = Some((view.freezes, self.find_in_tables(&view, &full, Wait::Allowed)?));
                             continue;
                         }
                     }

@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 
 use crate::blob::{self, encode_blob, load_blob};
 use crate::digest::{Digest, Leaf, contribution, version};
-use crate::disk::{Disk, write_all};
+use crate::disk::{Disk, Wait, write_all};
 use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError};
 use crate::frame::Malformed;
 use crate::indexed::Indexed;
@@ -196,10 +196,10 @@ impl Digests {
     fn of_tables(levels: &Levels, skips_damage: bool, findings: &mut Findings) -> Result<Self, ReadError> {
         let mut sources = Vec::new();
         for table in levels.level(0) {
-            sources.push(Source::Run(RunCursor::seek([table.clone()].into(), &[], skips_damage)?));
+            sources.push(Source::Run(RunCursor::seek([table.clone()].into(), &[], skips_damage, Wait::Allowed)?));
         }
         for tables in levels.0.iter().skip(1) {
-            sources.push(Source::Run(RunCursor::seek(tables.clone(), &[], skips_damage)?));
+            sources.push(Source::Run(RunCursor::seek(tables.clone(), &[], skips_damage, Wait::Allowed)?));
         }
         let mut merging = Merging::new(sources);
         let mut digests = Self::default();

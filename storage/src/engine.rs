@@ -83,7 +83,9 @@ pub struct Stored {
 /// - upkeep: the owner calls [`maintain`](Self::maintain), on another thread than the writer's, while there is something to do
 /// - trouble: [`is_poisoned`](Self::is_poisoned), [`suspect_partitions`](Self::suspect_partitions), [`mark_suspect`](Self::mark_suspect)
 ///
-/// Reads and `update` read the disk for what is not in memory any more. No lock that they take is held across I/O, their own or anybody's.
+/// Reads and `update` read the disk for what is not in memory any more. No lock that they take is held across I/O, their own or anybody's. Who must not
+/// wait for the disk uses [`try_update`](Self::try_update), [`try_entry`](Self::try_entry), [`try_load`](Self::try_load) and
+/// [`try_scan`](Self::try_scan), and has another thread do what would.
 pub struct Engine {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) options: Options,
@@ -145,6 +147,7 @@ pub(crate) struct Counters {
     pub(crate) stall_time: Recorder,
     pub(crate) flush_time: Recorder,
     pub(crate) merge_time: Recorder,
+    pub(crate) cold_reads: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) merges: AtomicU64,
@@ -302,9 +305,14 @@ impl Engine {
         self.replace_manifest(&mut manifest, changed)
     }
 
-    /// Damage that a read met: its partitions are suspect from now on, durably after the next step of maintenance. Does no I/O.
+    /// Damage that a read met: its partitions are suspect from now on, durably after the next step of maintenance. A read that would have had to
+    /// wait is counted. Does no I/O.
     pub(crate) fn note_damage(&self, error: &ReadError) {
-        let ReadError::Damaged(damage) = error else { return };
+        let damage = match error {
+            ReadError::Damaged(damage) => damage,
+            ReadError::WouldBlock => return count(&self.counters.cold_reads, 1),
+            _ => return,
+        };
         let mut suspects = self.suspects.write().expect("no thread panics while it holds the suspects");
         let mut changed = (**suspects).clone();
         if changed.add(damage.affected) {
@@ -430,6 +438,7 @@ impl Engine {
             flush_time: self.counters.flush_time.snapshot(),
             merge_time: self.counters.merge_time.snapshot(),
             reads,
+            cold_reads: counted(&self.counters.cold_reads),
             hot_hits,
             hot_misses,
             block_hits: self.blocks.hits(),

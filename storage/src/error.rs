@@ -370,6 +370,9 @@ pub enum ReadError {
     /// The key does not hold this record any more.
     #[error("the key does not hold this record any more")]
     Superseded,
+    /// It is not in memory, and the read must not wait ([`Wait::Never`](crate::Wait::Never)).
+    #[error("the disk would have to be waited for")]
+    WouldBlock,
 }
 
 impl ReadError {
@@ -377,6 +380,7 @@ impl ReadError {
     pub fn status(&self) -> Status {
         match self {
             Self::Damaged(_) => Status::Corruption,
+            Self::WouldBlock => Status::Overloaded,
             Self::Io { .. } | Self::Gone { .. } | Self::NoRecord { .. } | Self::Superseded => Status::StorageFailed,
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::collection::Collection;
 use crate::digests::{self, Captured, DigestsId};
+use crate::disk::Wait;
 use crate::engine::{Engine, count};
 use crate::error::{ReadError, WriteError, is_disk_full};
 use crate::frozen::{Frozen, Moment};
@@ -164,7 +165,7 @@ impl Engine {
                 return Ok(None);
             }
             let only_frozen = View { levels: Arc::default(), ..(*view).clone() };
-            let merging = only_frozen.sources(&[]).map_err(WriteError::Read)?;
+            let merging = only_frozen.sources(&[], Wait::Allowed).map_err(WriteError::Read)?;
             let is_first = view.levels.tables().next().is_none();
             let job = Job::new(merging, is_first, newest.moment.position, self.options.table_bytes);
             maintenance.flush = Some(Flush { job, frozen: view.frozen.clone(), watch: Stopwatch::start() });
@@ -346,7 +347,7 @@ impl Engine {
             (level + 2..levels.0.len()).all(|below| levels.overlapping(below, smallest, largest).is_empty());
         let run = |tables: Arc<[Arc<Table>]>| {
             let skips_damage = tables.iter().any(|table| maintenance.damaged.contains(&table.id()));
-            Ok(Source::Run(RunCursor::seek(tables, &[], skips_damage).map_err(|error| {
+            Ok(Source::Run(RunCursor::seek(tables, &[], skips_damage, Wait::Allowed).map_err(|error| {
                 self.note_damage(&error);
                 WriteError::Read(error)
             })?))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dunlin_protocol::PartitionId;
 use dunlin_protocol::register::Held;
 
+use crate::disk::Wait;
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{PinError, ReadError};
 use crate::pin::Pin;
@@ -54,7 +55,7 @@ impl Pinned {
         limit: usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
-        self.engine.scan_of(Some(&self.pin), range, limit, visit)
+        self.engine.scan_of(Some(&self.pin), range, limit, Wait::Allowed, visit)
     }
 
     /// Reads a record that a register of this key held then, checksum verified.
@@ -62,7 +63,7 @@ impl Pinned {
     /// # Errors
     /// [`ReadError::Superseded`]: it held another one.
     pub fn load(&self, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
-        self.engine.load_of(Some(&self.pin), key, held)
+        self.engine.load_of(Some(&self.pin), key, held, Wait::Allowed)
     }
 }
 

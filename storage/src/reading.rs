@@ -6,6 +6,7 @@ use bytes::Bytes;
 use dunlin_protocol::RecordHead;
 use dunlin_protocol::register::Held;
 
+use crate::disk::{Wait, read_at};
 use crate::engine::{Engine, Entry, KeyRef, Stored, count};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame::{self, Frame, Malformed};
@@ -15,6 +16,7 @@ use crate::pin::Pin;
 use crate::place::{Place, Position};
 use crate::scan::Visited;
 use crate::segment::Segment;
+use crate::update::Found;
 use crate::view::{Glance, View};
 
 impl Engine {
@@ -27,8 +29,20 @@ impl Engine {
     /// # Errors
     /// The key has not been used for long, and cannot be read.
     pub fn entry(&self, key: KeyRef<'_>) -> Result<Entry, ReadError> {
+        self.entry_in(key, None, Wait::Allowed)
+    }
+
+    /// Like [`entry`](Self::entry), but without waiting for the disk. `found` is what another thread found of this key meanwhile, if it did.
+    ///
+    /// # Errors
+    /// [`ReadError::WouldBlock`]: have another thread [find](Self::find) it.
+    pub fn try_entry(&self, key: KeyRef<'_>, found: Option<&Found>) -> Result<Entry, ReadError> {
+        self.entry_in(key, found, Wait::Never)
+    }
+
+    fn entry_in(&self, key: KeyRef<'_>, found: Option<&Found>, wait: Wait) -> Result<Entry, ReadError> {
         let full = FullKey::new(key);
-        let mut entry = self.with_body(key, &full, |body, position| {
+        let mut entry = self.with_body_or(key, &full, found, wait, |body, position| {
             let register = body.map(Indexed::decode).transpose().map_err(|bad| self.malformed(key, bad))?;
             Ok(Entry { register: register.unwrap_or_default().register, position })
         })?;
@@ -41,6 +55,19 @@ impl Engine {
         &self,
         key: KeyRef<'_>,
         full: &FullKey,
+        wait: Wait,
+        call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        self.with_body_or(key, full, None, wait, call)
+    }
+
+    /// The same; `found` counts where a table would have to be read.
+    fn with_body_or<T>(
+        &self,
+        key: KeyRef<'_>,
+        full: &FullKey,
+        found: Option<&Found>,
+        wait: Wait,
         call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         let mut guard = self.memtable.lock(key.partition);
@@ -48,14 +75,14 @@ impl Engine {
         if let Some(slot) = shard.find(full.hash, full.bytes()) {
             return call(Some(shard.body(slot)), shard.position(slot));
         }
-        if let Some(found) = shard.hot.find(full.hash, full.bytes()) {
-            return call(Some(shard.hot.body(found)), Position::ZERO);
+        if let Some(hot) = shard.hot.find(full.hash, full.bytes()) {
+            return call(Some(shard.hot.body(hot)), Position::ZERO);
         }
         // Taken under the lock: what was in the memtable then is in it still, or in the view.
         let (view, freezes) = (self.view(), shard.freezes);
         drop(guard);
         let keep = |body: &[u8]| self.memtable.lock(key.partition).keep(freezes, full.hash, full.bytes(), body);
-        self.with_body_below(&view, full, keep, call)
+        self.with_body_below(&view, full, (found, wait), keep, call)
     }
 
     /// Calls with the body that lies below the memtable; before that with one that was found in tables, to be kept at hand.
@@ -63,6 +90,7 @@ impl Engine {
         &self,
         view: &View,
         full: &FullKey,
+        (found, wait): (Option<&Found>, Wait),
         keep: impl FnOnce(&[u8]),
         call: impl FnOnce(Option<&[u8]>, Position) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
@@ -70,7 +98,10 @@ impl Engine {
             Glance::Found(body, position) => call(Some(body), position),
             Glance::Absent => call(None, Position::ZERO),
             Glance::Unknown => {
-                let body = self.find_in_tables(view, full)?;
+                let body = match found.filter(|found| found.counts_in(view, full)) {
+                    Some(found) => found.body.clone(),
+                    None => self.find_in_tables(view, full, wait)?,
+                };
                 if let Some(body) = &body {
                     keep(body);
                 }
@@ -102,12 +133,12 @@ impl Engine {
             return call(Some(body), position);
         }
         drop(shard);
-        self.with_body_below(&pin.view, full, |_| {}, call)
+        self.with_body_below(&pin.view, full, (None, Wait::Allowed), |_| {}, call)
     }
 
-    pub(crate) fn find_in_tables(&self, view: &View, full: &FullKey) -> Result<Option<Bytes>, ReadError> {
+    pub(crate) fn find_in_tables(&self, view: &View, full: &FullKey, wait: Wait) -> Result<Option<Bytes>, ReadError> {
         count(&self.counters.table_looks, 1);
-        let found = view.find_in_tables(full.bytes(), full.hash, &self.blocks);
+        let found = view.find_in_tables(full.bytes(), full.hash, &self.blocks, wait);
         let (body, in_vain) = found.inspect_err(|error| self.note_damage(error))?;
         if in_vain > 0 {
             count(&self.counters.filter_misses, in_vain);
@@ -141,14 +172,25 @@ impl Engine {
     /// # Errors
     /// [`ReadError::Superseded`]: meanwhile it holds another one.
     pub fn load(&self, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
-        self.load_of(None, key, held)
+        self.try_load(key, held, Wait::Allowed)
+    }
+
+    /// Like [`load`](Self::load), but waiting for the disk only where that is allowed; otherwise [`ReadError::WouldBlock`].
+    pub fn try_load(&self, key: KeyRef<'_>, held: &Held<Place>, wait: Wait) -> Result<Stored, ReadError> {
+        self.load_of(None, key, held, wait)
     }
 
     /// Reads a record that a register holds now, or held at a moment that is kept.
-    pub(crate) fn load_of(&self, pin: Option<&Pin>, key: KeyRef<'_>, held: &Held<Place>) -> Result<Stored, ReadError> {
+    pub(crate) fn load_of(
+        &self,
+        pin: Option<&Pin>,
+        key: KeyRef<'_>,
+        held: &Held<Place>,
+        wait: Wait,
+    ) -> Result<Stored, ReadError> {
         count(&self.read_counters(key.partition).reads, 1);
         if !held.place.is_inline() {
-            match self.load_frame(pin, &held.place) {
+            match self.load_frame(pin, &held.place, wait) {
                 // It was moved meanwhile.
                 Err(ReadError::Gone { .. }) => {}
                 loaded => return loaded.inspect_err(|error| self.note_damage(error)),
@@ -165,7 +207,7 @@ impl Engine {
             Ok(moved.map(|(held, _)| Err(held.place)))
         };
         let found = match pin {
-            None => self.with_body(key, &full, look)?,
+            None => self.with_body(key, &full, wait, look)?,
             Some(pin) => self.with_pinned_body(pin, key, &full, look)?,
         };
         match found {
@@ -175,7 +217,7 @@ impl Engine {
                 Err(ReadError::Gone { segment: place.segment })
             }
             Some(Err(place)) if !place.is_inline() => {
-                self.load_frame(pin, &place).inspect_err(|error| self.note_damage(error))
+                self.load_frame(pin, &place, wait).inspect_err(|error| self.note_damage(error))
             }
             _ => Err(ReadError::Superseded),
         }
@@ -186,7 +228,7 @@ impl Engine {
         count(&self.read_counters(key.partition).reads, 1);
         let full = FullKey::new(key);
         loop {
-            let (mut entry, stored) = self.with_body(key, &full, |body, position| {
+            let (mut entry, stored) = self.with_body(key, &full, Wait::Allowed, |body, position| {
                 let Some(body) = body else { return Ok((Entry { position, ..Entry::default() }, None)) };
                 let indexed = Indexed::decode(body).map_err(|bad| self.malformed(key, bad))?;
                 let entry = Entry { register: indexed.register, position };
@@ -204,11 +246,11 @@ impl Engine {
         }
     }
 
-    fn load_frame(&self, pin: Option<&Pin>, place: &Place) -> Result<Stored, ReadError> {
+    fn load_frame(&self, pin: Option<&Pin>, place: &Place, wait: Wait) -> Result<Stored, ReadError> {
         let kept = pin.and_then(|pin| pin.segments.get(&place.segment).cloned());
         let segment = kept.or_else(|| self.segments.get(place.segment));
         let segment = segment.ok_or(ReadError::Gone { segment: place.segment })?;
-        let item = Bytes::from(self.read(&segment, place)?);
+        let item = Bytes::from(self.read(&segment, place, wait)?);
         let damaged = |kind, expected: u32, found: u32, affected| {
             let file = place.segment.file_name();
             let (expected, found) = (expected.into(), found.into());
@@ -227,7 +269,7 @@ impl Engine {
         Ok(Stored { lineage, content })
     }
 
-    fn read(&self, segment: &Segment, place: &Place) -> Result<Vec<u8>, ReadError> {
+    fn read(&self, segment: &Segment, place: &Place, wait: Wait) -> Result<Vec<u8>, ReadError> {
         let is_written = || place.offset.checked_add(place.len.into()).is_some_and(|end| end <= segment.written());
         // What is found in neither place was written between the two looks.
         if !is_written()
@@ -236,11 +278,12 @@ impl Engine {
             return Ok(frame);
         }
         let mut frame = vec![0; place.len as usize];
-        let read = segment.file.read_at(place.offset, &mut frame).map_err(|source| ReadError::Io {
+        let read = read_at(&*segment.file, wait, place.offset, &mut frame).map_err(|source| ReadError::Io {
             file: place.segment.file_name(),
             offset: place.offset,
             source,
         })?;
+        let read = read.ok_or(ReadError::WouldBlock)?;
         // A file that ends early does not check.
         frame.truncate(read);
         Ok(frame)

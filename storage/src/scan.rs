@@ -6,6 +6,7 @@ use bytes::Bytes;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 
 use crate::digest::Leaf;
+use crate::disk::Wait;
 use crate::engine::{Engine, Entry, KeyRef, Stored};
 use crate::error::{Affected, Damage, DamageKind, ReadError};
 use crate::frame::Body;
@@ -107,7 +108,19 @@ impl Engine {
         limit: usize,
         visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
     ) -> Result<bool, ReadError> {
-        self.scan_with(range, limit, &mut |visited| visit(visited.partition, visited.key, visited.entry))
+        self.try_scan(range, limit, Wait::Allowed, visit)
+    }
+
+    /// Like [`scan`](Self::scan), but waiting for the disk only where that is allowed; otherwise [`ReadError::WouldBlock`], perhaps after some visits.
+    pub fn try_scan(
+        &self,
+        range: ScanRange<'_>,
+        limit: usize,
+        wait: Wait,
+        visit: &mut dyn FnMut(PartitionId, &[u8], &Entry) -> bool,
+    ) -> Result<bool, ReadError> {
+        let visit = &mut |visited: &Visited<'_>| visit(visited.partition, visited.key, visited.entry);
+        self.scan_of(None, range, limit, wait, visit)
     }
 
     /// Like [`scan`](Self::scan), with the records of those that are small at hand.
@@ -117,7 +130,7 @@ impl Engine {
         limit: usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
-        self.scan_of(None, range, limit, visit)
+        self.scan_of(None, range, limit, Wait::Allowed, visit)
     }
 
     /// Scans what there is now, or what there was at a moment that is kept.
@@ -126,10 +139,11 @@ impl Engine {
         pin: Option<&Pin>,
         range: ScanRange<'_>,
         limit: usize,
+        wait: Wait,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
         let mut left = limit;
-        let mut below = None;
+        let mut below = Below { wait, kept: None };
         for partition in (range.first.0..=range.last.0).map(PartitionId) {
             let ended = self.scan_partition(pin, &range, partition, &mut below, &mut left, visit);
             if !ended.inspect_err(|error| self.note_damage(error))? {
@@ -144,7 +158,7 @@ impl Engine {
         pin: Option<&Pin>,
         range: &ScanRange<'_>,
         partition: PartitionId,
-        below: &mut Option<Below>,
+        below: &mut Below,
         left: &mut usize,
         visit: &mut dyn FnMut(&Visited<'_>) -> bool,
     ) -> Result<bool, ReadError> {
@@ -160,9 +174,9 @@ impl Engine {
                 Some(pin) => self.newer_pinned(pin, &wanted),
             };
             step = (2 * step).min(MAX_SCAN_STEP);
-            let below = Below::at(below, view, &from, inclusive)?;
+            let merging = below.at(view, &from, inclusive)?;
             let newer = (&entries[..], shown_from);
-            match self.visit(newer, &mut below.merging, range, &prefix, upto.as_deref(), left, visit)? {
+            match self.visit(newer, merging, range, &prefix, upto.as_deref(), left, visit)? {
                 Reached::Stop => return Ok(false),
                 Reached::EndOfRange => return Ok(true),
                 Reached::Upto => {}
@@ -303,28 +317,25 @@ struct Newer {
 
 /// What lies below the memtable, from where a scan is on. Kept from step to step while nothing else is below.
 struct Below {
-    view: Arc<View>,
-    merging: Merging,
+    wait: Wait,
+    kept: Option<(Arc<View>, Merging)>,
 }
 
 impl Below {
     /// From a key on, which it includes or not; at or behind which it stands already, or never came to.
-    fn at<'a>(
-        kept: &'a mut Option<Self>,
-        view: Arc<View>,
-        from: &[u8],
-        inclusive: bool,
-    ) -> Result<&'a mut Self, ReadError> {
-        let is_good = |kept: &Self| Arc::ptr_eq(&kept.view, &view) && kept.merging.key().is_none_or(|key| key >= from);
-        if !kept.as_ref().is_some_and(is_good) {
-            let merging = view.sources(from)?;
-            *kept = Some(Self { view, merging });
+    fn at(&mut self, view: Arc<View>, from: &[u8], inclusive: bool) -> Result<&mut Merging, ReadError> {
+        let is_good = |(of, merging): &(Arc<View>, Merging)| {
+            Arc::ptr_eq(of, &view) && merging.key().is_none_or(|key| key >= from)
+        };
+        if !self.kept.as_ref().is_some_and(is_good) {
+            let merging = view.sources(from, self.wait)?;
+            self.kept = Some((view, merging));
         }
-        let below = kept.as_mut().expect("just put there");
-        if !inclusive && below.merging.key() == Some(from) {
-            below.merging.advance()?;
+        let (_, merging) = self.kept.as_mut().expect("just put there");
+        if !inclusive && merging.key() == Some(from) {
+            merging.advance()?;
         }
-        Ok(below)
+        Ok(merging)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The scrubber: everything that is not written to any more is read again and again, a little at a time.
 
 use crate::check::Check;
+use crate::disk::Wait;
 use crate::engine::Engine;
 use crate::error::{Damage, OpenError, ReadError};
 use crate::place::SegmentId;
@@ -99,7 +100,7 @@ impl Engine {
         if number >= table.blocks() {
             return Ok(false);
         }
-        match table.read_block(number) {
+        match table.read_block(number, Wait::Allowed) {
             Ok(block) => {
                 check.bytes += block.bytes().len() as u64;
                 Ok(false)

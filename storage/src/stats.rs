@@ -64,6 +64,8 @@ pub struct Stats {
     pub stall_time: Histogram,
     /// Records read.
     pub reads: u64,
+    /// Reads that must not wait for the disk, and would have had to.
+    pub cold_reads: u64,
     /// Looks for keys that no change of late has left in memory: found among the entries that were read lately.
     pub hot_hits: u64,
     /// Such looks that went on to what is being flushed, and to the filters of the tables.

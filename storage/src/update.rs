@@ -4,22 +4,32 @@ use bytes::Bytes;
 use dunlin_protocol::register::{Change, Held, Register};
 use dunlin_protocol::{KeyspaceId, Millis, Record, RecordHead};
 
+use crate::disk::Wait;
 use crate::engine::{Engine, Entry, KeyRef, Updated, count};
-use crate::error::WriteError;
+use crate::error::{ReadError, WriteError};
 use crate::frame::{self, Encoded};
 use crate::full_key::FullKey;
 use crate::indexed::Indexed;
 use crate::log::Demand;
 use crate::place::{Place, Position};
 use crate::staging::Staged;
-use crate::view::Glance;
+use crate::view::{Glance, View};
 
-/// What was found of a key below the memtable.
-struct Fetched {
-    body: Option<Bytes>,
-    position: Position,
-    /// How many memtables had been frozen then.
-    freezes: u64,
+/// What tables have of a key, as [`Engine::find`] found it. It counts while no memtable is frozen: what is changed meanwhile lies above it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub(crate) body: Option<Bytes>,
+    /// Of the key.
+    hash: u64,
+    /// How many memtables had been frozen then; none: it lies in memory, and there is nothing to hand over.
+    freezes: Option<u64>,
+}
+
+impl Found {
+    /// Whether a look at the tables of this view would find the same.
+    pub(crate) fn counts_in(&self, view: &View, key: &FullKey) -> bool {
+        self.freezes == Some(view.freezes) && self.hash == key.hash
+    }
 }
 
 impl Engine {
@@ -40,7 +50,7 @@ impl Engine {
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
-        self.update_with(key, record.map_or(Incoming::None, Incoming::Whole), stored_at, rule)
+        self.update_with(key, (None, Wait::Allowed), Incoming::of(record), stored_at, rule)
     }
 
     /// Like [`update`](Self::update), with a record that was [staged](Self::stage). Where the change takes none it becomes garbage.
@@ -55,22 +65,50 @@ impl Engine {
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
         assert_eq!(staged.key, crate::table::key(key), "a record is staged for one key");
-        self.update_with(key, Incoming::Staged(&staged), stored_at, rule)
+        self.update_with(key, (None, Wait::Allowed), Incoming::Staged(&staged), stored_at, rule)
+    }
+
+    /// Like [`update`](Self::update), but without waiting for the disk. `found` is what another thread found of this key meanwhile, if it did.
+    ///
+    /// # Errors
+    /// [`ReadError::WouldBlock`]: have another thread [`find`](Self::find) it, and come back with that. The rule was not asked.
+    pub fn try_update<R>(
+        &self,
+        key: KeyRef<'_>,
+        found: Option<Found>,
+        record: Option<&Record>,
+        stored_at: Millis,
+        rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
+    ) -> Result<Updated<R>, WriteError> {
+        self.update_with(key, (found, Wait::Never), Incoming::of(record), stored_at, rule)
+    }
+
+    /// Reads from the disk what [`try_update`](Self::try_update) and [`try_entry`](Self::try_entry) need of a key.
+    pub fn find(&self, key: KeyRef<'_>) -> Result<Found, ReadError> {
+        let (full, view) = (FullKey::new(key), self.view());
+        let (body, freezes) = match view.glance(full.bytes(), full.hash) {
+            Glance::Unknown => (self.find_in_tables(&view, &full, Wait::Allowed)?, Some(view.freezes)),
+            Glance::Found(..) | Glance::Absent => (None, None),
+        };
+        Ok(Found { body, hash: full.hash, freezes })
     }
 
     fn update_with<R>(
         &self,
         key: KeyRef<'_>,
+        below: (Option<Found>, Wait),
         record: Incoming<'_>,
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
         let mut wake = false;
-        let updated = self.update_under_lock(key, record, stored_at, rule, &mut wake);
+        let updated = self.update_under_lock(key, below, record, stored_at, rule, &mut wake);
         if wake {
             self.log.announce();
         }
-        if let Err(error) = &updated {
+        if let Err(error) = &updated
+            && !matches!(error, WriteError::Read(ReadError::WouldBlock))
+        {
             count(&self.counters.refused, 1);
             if matches!(error, WriteError::Overloaded | WriteError::DiskFull) {
                 self.begin_stall();
@@ -82,13 +120,13 @@ impl Engine {
     fn update_under_lock<R>(
         &self,
         key: KeyRef<'_>,
+        (mut found, wait): (Option<Found>, Wait),
         record: Incoming<'_>,
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
         wake: &mut bool,
     ) -> Result<Updated<R>, WriteError> {
         let full = FullKey::new(key);
-        let mut fetched: Option<Fetched> = None;
         loop {
             let mut guard = self.memtable.lock(key.partition);
             let shard = &mut *guard;
@@ -97,13 +135,11 @@ impl Engine {
             let (body, position) = match slot {
                 Some(slot) => (Some(shard.body(slot)), shard.position(slot)),
                 None => match shard.hot.find(full.hash, full.bytes()) {
-                    Some(found) => (Some(shard.hot.body(found)), Position::ZERO),
+                    Some(hot) => (Some(shard.hot.body(hot)), Position::ZERO),
                     None => {
                         view = self.view();
-                        match &fetched {
-                            Some(fetched) if fetched.freezes == view.freezes => {
-                                (fetched.body.as_deref(), fetched.position)
-                            }
+                        match &found {
+                            Some(found) if found.counts_in(&view, &full) => (found.body.as_deref(), Position::ZERO),
                             _ => match view.glance(full.bytes(), full.hash) {
                                 Glance::Found(body, position) => (Some(body), position),
                                 Glance::Absent => (None, Position::ZERO),
@@ -111,8 +147,8 @@ impl Engine {
                                     // No lock is held across I/O: what is found counts only if the key has not come into the memtable
                                     // meanwhile, nor left it for a younger frozen one.
                                     drop(guard);
-                                    let body = self.find_in_tables(&view, &full)?;
-                                    fetched = Some(Fetched { body, position: Position::ZERO, freezes: view.freezes });
+                                    let body = self.find_in_tables(&view, &full, wait)?;
+                                    found = Some(Found { body, hash: full.hash, freezes: Some(view.freezes) });
                                     continue;
                                 }
                             },
@@ -175,7 +211,11 @@ enum Incoming<'a> {
     Staged(&'a Staged),
 }
 
-impl Incoming<'_> {
+impl<'a> Incoming<'a> {
+    fn of(record: Option<&'a Record>) -> Self {
+        record.map_or(Self::None, Self::Whole)
+    }
+
     fn head(&self) -> Option<RecordHead> {
         match self {
             Self::None => None,

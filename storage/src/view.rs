@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::disk::Wait;
 use crate::error::ReadError;
 use crate::frozen::{Frozen, FrozenCursor};
 use crate::place::Position;
@@ -127,9 +128,10 @@ impl View {
         key: &[u8],
         hash: u64,
         blocks: &BlockCache,
+        wait: Wait,
     ) -> Result<(Option<Bytes>, u64), ReadError> {
         let mut in_vain = 0;
-        let found = self.try_tables(key, hash, |table| match table.get(key, blocks) {
+        let found = self.try_tables(key, hash, |table| match table.get(key, blocks, wait) {
             Ok(None) => {
                 in_vain += 1;
                 ControlFlow::Continue(())
@@ -151,24 +153,26 @@ impl View {
             Glance::Found(body, position) => Ok(Some((Bytes::copy_from_slice(body), position))),
             Glance::Absent => Ok(None),
             Glance::Unknown => {
-                let (found, _) = self.find_in_tables(key, hash, blocks)?;
+                let (found, _) = self.find_in_tables(key, hash, blocks, Wait::Allowed)?;
                 Ok(found.map(|body| (body, Position::ZERO)))
             }
         }
     }
 
     /// Everything from a key on.
-    pub(crate) fn sources(&self, key: &[u8]) -> Result<Merging, ReadError> {
+    pub(crate) fn sources(&self, key: &[u8], wait: Wait) -> Result<Merging, ReadError> {
         let frozen = self.frozen.iter().map(|frozen| Source::Frozen(FrozenCursor::seek(frozen.clone(), key)));
         let mut sources: Vec<_> = frozen.collect();
         for (level, tables) in self.levels.0.iter().enumerate() {
             match level {
                 0 => {
                     for table in tables.iter() {
-                        sources.push(Source::Run(RunCursor::seek([table.clone()].into(), key, false)?));
+                        sources.push(Source::Run(RunCursor::seek([table.clone()].into(), key, false, wait)?));
                     }
                 }
-                _ if !tables.is_empty() => sources.push(Source::Run(RunCursor::seek(tables.clone(), key, false)?)),
+                _ if !tables.is_empty() => {
+                    sources.push(Source::Run(RunCursor::seek(tables.clone(), key, false, wait)?));
+                }
                 _ => {}
             }
         }

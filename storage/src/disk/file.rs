@@ -2,6 +2,8 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+#[cfg(target_os = "linux")]
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use rustix::fs::{Advice, FallocateFlags};
 
 use crate::error::OpenError;
 use crate::place::SEGMENTS_DIR;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::TABLES_DIR;
 
 use super::{Disk, DiskFile};
@@ -77,7 +80,7 @@ impl Disk for FileDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).open(self.writable()?.join(name))?;
-        Ok(Arc::new(OpenFile(file)))
+        Ok(Arc::new(OpenFile::new(file)))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -87,7 +90,7 @@ impl Disk for FileDisk {
             // A hint that not every file system and every version of the system takes.
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::NoReuse);
         }
-        Ok(Arc::new(OpenFile(file)))
+        Ok(Arc::new(OpenFile::new(file)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -126,13 +129,23 @@ impl Disk for FileDisk {
     }
 }
 
-struct OpenFile(File);
+struct OpenFile {
+    file: File,
+    /// The system cannot say of this file whether a read would wait.
+    cannot_try: AtomicBool,
+}
+
+impl OpenFile {
+    fn new(file: File) -> Self {
+        Self { file, cannot_try: AtomicBool::new(false) }
+    }
+}
 
 impl DiskFile for OpenFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {
-            match self.0.read_at(&mut buffer[read..], offset + read as u64) {
+            match self.file.read_at(&mut buffer[read..], offset + read as u64) {
                 Ok(0) => break,
                 Ok(n) => read += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -142,24 +155,50 @@ impl DiskFile for OpenFile {
         Ok(read)
     }
 
+    #[cfg(target_os = "linux")]
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        use rustix::io::{Errno, ReadWriteFlags, preadv2};
+        let mut read = 0;
+        while read < buffer.len() && !self.cannot_try.load(Ordering::Relaxed) {
+            let rest = &mut [IoSliceMut::new(&mut buffer[read..])];
+            match preadv2(&self.file, rest, offset + read as u64, ReadWriteFlags::NOWAIT) {
+                // The end of the file.
+                Ok(0) => return Ok(Some(read)),
+                Ok(n) => read += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                // Most file systems without it keep everything in memory.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.cannot_try.store(true, Ordering::Relaxed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rest = self.read_at(offset + read as u64, &mut buffer[read..])?;
+        Ok(Some(read + rest))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        self.read_at(offset, buffer).map(Some)
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write_at(bytes, offset)
+        self.file.write_at(bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), offset, len) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len) {
             Ok(()) => Ok(()),
             // A file system without preallocation: writing is the only way to be given the room.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeros(self, offset, len),
@@ -200,7 +239,11 @@ mod tests {
         let mut buffer = [1; 8];
         assert_eq!(file.read_at(0, &mut buffer).expect("reads"), 8);
         assert_eq!(&buffer, b"hello\0\0\0");
+        // What was just written is in memory.
+        assert_eq!(file.try_read_at(0, &mut buffer[..5]).expect("reads"), Some(5));
         file.truncate(3).expect("truncates");
+        assert_eq!(file.try_read_at(0, &mut buffer).expect("reads"), Some(3));
+        assert_eq!(file.try_read_at(9, &mut buffer).expect("reads"), Some(0));
         assert_eq!(file.read_at(0, &mut buffer).expect("reads"), 3);
         disk.remove("a").expect("removes");
         assert_eq!(file.read_at(0, &mut buffer).expect("reads what is open"), 3);

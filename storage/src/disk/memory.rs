@@ -32,6 +32,10 @@ struct State {
     faults: Faults,
     operations: u64,
     capacity: Option<u64>,
+    /// Of the reads that must not wait, how many in a hundred would have to.
+    cold: Option<(Random, u8)>,
+    is_watched: bool,
+    waits: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -189,6 +193,22 @@ impl MemoryDisk {
     /// The disk is full when its files have so many bytes together; none: never. May be less than they have.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;
+    }
+
+    /// From now on, of the reads that must not wait ([`DiskFile::try_read_at`]), so many in a hundred would have to, as the seed says. At first
+    /// none do: everything is in memory.
+    pub fn set_cold(&self, percent: u8, seed: u64) {
+        self.lock().cold = Some((Random(seed), percent));
+    }
+
+    /// While it is watched, reads that may wait are counted: for who says that there are none.
+    pub fn watch(&self, is_watched: bool) {
+        self.lock().is_watched = is_watched;
+    }
+
+    /// Reads that might have waited while the disk was watched.
+    pub fn waits(&self) -> u64 {
+        self.lock().waits
     }
 
     /// The bytes that the files have together.
@@ -429,6 +449,18 @@ impl MemoryFile {
         Ok(state)
     }
 
+    fn read(&self, state: &mut State, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        state.check()?;
+        if is_due(&mut state.faults.read) {
+            return Err(failed("a read"));
+        }
+        let inode = state.files.get(&self.file).ok_or(io::ErrorKind::NotFound)?;
+        let rest = inode.bytes.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
     /// Counts a change; a stop leaves it done, and unsynced.
     fn change(&self, state: &mut State, change: Change) -> io::Result<()> {
         let stopped = state.operate();
@@ -445,15 +477,18 @@ impl MemoryFile {
 impl DiskFile for MemoryFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let state = &mut *self.lock()?;
-        state.check()?;
-        if is_due(&mut state.faults.read) {
-            return Err(failed("a read"));
+        state.waits += u64::from(state.is_watched);
+        self.read(state, offset, buffer)
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let state = &mut *self.lock()?;
+        if let Some((random, percent)) = &mut state.cold
+            && random.below(100) < u64::from(*percent)
+        {
+            return Ok(None);
         }
-        let inode = state.files.get(&self.file).ok_or(io::ErrorKind::NotFound)?;
-        let rest = inode.bytes.get(offset as usize..).unwrap_or_default();
-        let len = rest.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
+        self.read(state, offset, buffer).map(Some)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {

@@ -37,6 +37,8 @@ pub trait Disk: Send + Sync {
 pub trait DiskFile: Send + Sync {
     /// Reads up to the end of the file, fewer bytes than asked for only there.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// The same, but only from memory. None: some of it would have to come from the disk; what the buffer holds then means nothing.
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>>;
     /// Writes, growing the file where needed. Fewer bytes than given: the write was short.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
     /// Makes contents and length durable (`fdatasync`). After an error nobody can say what is.
@@ -51,6 +53,23 @@ pub trait DiskFile: Send + Sync {
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Allocates room, so that writing there cannot find the disk full. What is allocated and not written reads as zeros.
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()>;
+}
+
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// It may.
+    Allowed,
+    /// It fails instead ([`ReadError::WouldBlock`](crate::ReadError::WouldBlock)): for a thread that others wait for.
+    Never,
+}
+
+/// Reads as far as it may wait; see [`DiskFile::try_read_at`].
+pub(crate) fn read_at(file: &dyn DiskFile, wait: Wait, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    match wait {
+        Wait::Allowed => file.read_at(offset, buffer).map(Some),
+        Wait::Never => file.try_read_at(offset, buffer),
+    }
 }
 
 /// Writes all of it: a short write is an error.

@@ -7,7 +7,7 @@ use super::filter::Filter;
 use super::footer::Meta;
 use super::index::SparseIndex;
 use super::{RunCursor, Table, TableId, TableWriter, block_cache, checksum};
-use crate::disk::MemoryDisk;
+use crate::disk::{MemoryDisk, Wait};
 
 const ID: TableId = TableId(3);
 
@@ -82,12 +82,12 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     disk.insert(&ID.file_name(), &file);
     if let Ok(Ok((table, _))) = Table::open(&disk, ID) {
         for number in 0..table.blocks() {
-            if let Ok(block) = table.read_block(number) {
+            if let Ok(block) = table.read_block(number, Wait::Allowed) {
                 walk(block, head);
             }
         }
-        let _ = table.get(head, &block_cache(1 << 16));
-        if let Ok(mut cursor) = RunCursor::seek([std::sync::Arc::new(table)].into(), head, false) {
+        let _ = table.get(head, &block_cache(1 << 16), Wait::Allowed);
+        if let Ok(mut cursor) = RunCursor::seek([std::sync::Arc::new(table)].into(), head, false, Wait::Allowed) {
             while cursor.key().is_some() && cursor.advance().is_ok() {
                 let _ = cursor.body();
             }

@@ -12,7 +12,7 @@ use super::filter::Filter;
 use super::footer::{BadEnd, MAX_META_LEN, Meta, Part};
 use super::index::SparseIndex;
 use super::{BadPart, TABLE_VERSION, TableId, checksum, split_key};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Wait, read_at};
 use crate::error::{Affected, Damage, DamageKind, OpenError, ReadError};
 use crate::frame::Malformed;
 
@@ -190,12 +190,12 @@ impl Table {
     }
 
     /// The body of a key's entry. `blocks` keeps the block that was read.
-    pub(crate) fn get(&self, key: &[u8], blocks: &BlockCache) -> Result<Option<Bytes>, ReadError> {
+    pub(crate) fn get(&self, key: &[u8], blocks: &BlockCache, wait: Wait) -> Result<Option<Bytes>, ReadError> {
         let number = self.index.find(key);
         let block = match blocks.get(&(self.id().0, number as u32)).and_then(Block::of_checked) {
             Some(block) => block,
             None => {
-                let block = self.read_block(number)?;
+                let block = self.read_block(number, wait)?;
                 blocks.insert((self.id().0, number as u32), block.bytes().clone());
                 block
             }
@@ -204,9 +204,9 @@ impl Table {
     }
 
     /// Reads and checks a block.
-    pub(crate) fn read_block(&self, number: usize) -> Result<Block, ReadError> {
+    pub(crate) fn read_block(&self, number: usize, wait: Wait) -> Result<Block, ReadError> {
         let (offset, end) = (self.index.offset(number), self.index.offset(number + 1));
-        let bytes = self.read(offset, end)?;
+        let bytes = self.read(offset, end, wait)?;
         self.check_block(number, bytes)
     }
 
@@ -214,13 +214,14 @@ impl Table {
         Block::check(bytes, self.id(), self.index.offset(number)).map_err(|bad| self.damaged(number, bad))
     }
 
-    fn read(&self, offset: u64, end: u64) -> Result<Bytes, ReadError> {
+    fn read(&self, offset: u64, end: u64, wait: Wait) -> Result<Bytes, ReadError> {
         let mut bytes = vec![0; (end - offset) as usize];
-        let read = self.file.read_at(offset, &mut bytes).map_err(|source| ReadError::Io {
+        let read = read_at(&*self.file, wait, offset, &mut bytes).map_err(|source| ReadError::Io {
             file: self.id().file_name(),
             offset,
             source,
         })?;
+        let read = read.ok_or(ReadError::WouldBlock)?;
         // A file that ends early does not check.
         bytes.truncate(read);
         Ok(bytes.into())
@@ -270,16 +271,22 @@ pub(crate) struct RunCursor {
     ahead_at: u64,
     read_ahead: u64,
     skips_damage: bool,
+    wait: Wait,
 }
 
 impl RunCursor {
     /// At the first key at or above `key`. `skips_damage`: damaged blocks are passed over, for who has reported them.
-    pub(crate) fn seek(tables: Arc<[Arc<Table>]>, key: &[u8], skips_damage: bool) -> Result<Self, ReadError> {
+    pub(crate) fn seek(
+        tables: Arc<[Arc<Table>]>,
+        key: &[u8],
+        skips_damage: bool,
+        wait: Wait,
+    ) -> Result<Self, ReadError> {
         let table = tables.partition_point(|table| *table.meta.largest < *key);
         let number = tables.get(table).map_or(0, |table| table.index.find(key));
         let read_ahead = super::BLOCK_LEN as u64;
         let (ahead, ahead_at) = (Bytes::new(), 0);
-        let mut cursor = Self { tables, table, number, block: None, ahead, ahead_at, read_ahead, skips_damage };
+        let mut cursor = Self { tables, table, number, block: None, ahead, ahead_at, read_ahead, skips_damage, wait };
         cursor.open_block(Some(key))?;
         cursor.settle()?;
         Ok(cursor)
@@ -344,7 +351,7 @@ impl RunCursor {
         let is_ahead = self.ahead_at <= offset && end <= self.ahead_at + self.ahead.len() as u64;
         if !is_ahead || self.ahead.is_empty() {
             let upto = (offset + self.read_ahead).max(end).min(table.index.end());
-            self.ahead = table.read(offset, upto)?;
+            self.ahead = table.read(offset, upto, self.wait)?;
             self.ahead_at = offset;
             self.read_ahead = (self.read_ahead * 4).min(READ_AHEAD);
         }

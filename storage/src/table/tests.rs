@@ -8,7 +8,7 @@ use super::filter::Filter;
 use super::footer::Meta;
 use super::index::SparseIndex;
 use super::*;
-use crate::disk::{Disk, MemoryDisk};
+use crate::disk::{Disk, MemoryDisk, Wait};
 use crate::error::{Affected, DamageKind, ReadError};
 
 const ID: TableId = TableId(3);
@@ -63,15 +63,17 @@ fn what_is_written_is_found_and_nothing_else() {
     for (key, body) in &entries {
         for _ in 0..2 {
             assert!(table.may_contain(key, hash(key)));
-            assert_eq!(table.get(key, &cache).expect("reads").as_deref(), Some(&body[..]));
+            assert_eq!(table.get(key, &cache, Wait::Allowed).expect("reads").as_deref(), Some(&body[..]));
         }
         let near = [&key[..], b"x"].concat();
-        assert_eq!(table.get(&near, &cache).expect("reads"), None);
-        assert_eq!(table.get(&key[..key.len() - 1], &cache).expect("reads"), None);
+        assert_eq!(table.get(&near, &cache, Wait::Allowed).expect("reads"), None);
+        assert_eq!(table.get(&key[..key.len() - 1], &cache, Wait::Allowed).expect("reads"), None);
     }
-    assert_eq!(table.get(&key_of(0, b""), &cache).expect("reads"), None);
-    assert_eq!(table.get(&key_of(u16::MAX, b"z"), &cache).expect("reads"), None);
-    let seek = |key: &[u8]| drain(RunCursor::seek([table.clone()].into(), key, false).expect("reads")).expect("reads");
+    assert_eq!(table.get(&key_of(0, b""), &cache, Wait::Allowed).expect("reads"), None);
+    assert_eq!(table.get(&key_of(u16::MAX, b"z"), &cache, Wait::Allowed).expect("reads"), None);
+    let seek = |key: &[u8]| {
+        drain(RunCursor::seek([table.clone()].into(), key, false, Wait::Allowed).expect("reads")).expect("reads")
+    };
     assert!(seek(&[]).into_iter().eq(entries.clone()));
     for key in entries.keys().step_by(97) {
         assert!(seek(key).into_iter().eq(entries.range(key.clone()..).map(|(k, b)| (k.clone(), b.clone()))));
@@ -102,12 +104,13 @@ fn no_flipped_bit_is_silent() {
             }
             Ok((table, None)) => {
                 let table = Arc::new(table);
-                let found = RunCursor::seek([table.clone()].into(), &[], false).and_then(drain);
+                let found = RunCursor::seek([table.clone()].into(), &[], false, Wait::Allowed).and_then(drain);
                 let Err(ReadError::Damaged(damage)) = found else { panic!("silent at {byte}") };
                 assert!(damage.kind == DamageKind::Checksum && damage.expected != damage.found);
                 assert!(damage.offset <= byte as u64 && byte as u64 - damage.offset < BLOCK_LEN as u64);
                 // What is passed over is one block.
-                let rest = RunCursor::seek([table].into(), &[], true).and_then(drain).expect("passes over it");
+                let rest =
+                    RunCursor::seek([table].into(), &[], true, Wait::Allowed).and_then(drain).expect("passes over it");
                 assert!(rest.len() < 300 && rest.iter().all(|(key, body)| entries.get(key) == Some(body)));
                 "block"
             }
@@ -157,11 +160,11 @@ proptest! {
         }
         let make = |(i, entries): (usize, &Entries)| {
             if entries.is_empty() {
-                return Source::Run(RunCursor::seek([].into(), &[], false).expect("nothing to read"));
+                return Source::Run(RunCursor::seek([].into(), &[], false, Wait::Allowed).expect("nothing to read"));
             }
             let id = TableId(i as u64);
             write(&disk, id, entries);
-            Source::Run(RunCursor::seek([Arc::new(open(&disk, id))].into(), &[], false).expect("reads"))
+            Source::Run(RunCursor::seek([Arc::new(open(&disk, id))].into(), &[], false, Wait::Allowed).expect("reads"))
         };
         let mut merging = Merging::new(sources.iter().enumerate().map(make).collect());
         let mut found = Vec::new();

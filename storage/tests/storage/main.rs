@@ -1,6 +1,7 @@
 //! The engine from outside: against a model, across crashes, with faults of every kind.
 
 mod basics;
+mod cold;
 mod crash;
 mod digests;
 mod faults;

@@ -81,6 +81,9 @@ impl DiskFile for WatchedFile {
         }
         self.file.read_at(offset, buffer)
     }
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        self.file.try_read_at(offset, buffer)
+    }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         (self.watch)();
         self.file.write_at(offset, bytes)

@@ -134,3 +134,31 @@ fn faults_come_where_they_are_planned() {
     assert_eq!(disk.contents("b").expect("there")[0], b'x', "what was under way may have happened");
     assert!(disk.open("b").is_ok());
 }
+
+#[test]
+fn reads_that_must_not_wait_find_what_the_seed_leaves_in_memory() {
+    let disk = MemoryDisk::new();
+    let file = disk.create("a").expect("creates");
+    file.write_at(0, b"hello").expect("writes");
+    let tried = || {
+        let mut buffer = [0; 8];
+        let read = file.try_read_at(0, &mut buffer).expect("reads");
+        assert!(read.is_none_or(|read| &buffer[..read] == b"hello"));
+        read.is_some()
+    };
+    assert!((0..100).all(|_| tried()), "all of it is in memory at first");
+    let runs = [5, 5, 6].map(|seed| {
+        disk.set_cold(30, seed);
+        (0..1000).map(|_| tried()).collect::<Vec<_>>()
+    });
+    assert_eq!(runs[0], runs[1]);
+    assert_ne!(runs[1], runs[2]);
+    let warm = runs[0].iter().filter(|warm| **warm).count();
+    assert!((650..750).contains(&warm), "{warm}");
+    disk.set_cold(100, 1);
+    disk.watch(true);
+    assert!(!tried());
+    assert_eq!(disk.waits(), 0);
+    assert_eq!(file.read_at(0, &mut [0; 8]).expect("reads"), 5);
+    assert_eq!(disk.waits(), 1);
+}
