@@ -2,6 +2,7 @@
 //!
 //! [`Node`] is all of it as one state machine; [`Server`] is the shell that runs it on a disk, a clock and a [`transport`], as its [`config`] says.
 
+mod cold_read;
 pub mod config;
 mod coordinator;
 mod gossip;
@@ -9,12 +10,15 @@ mod log_writer;
 mod node;
 mod outbox;
 mod peers;
+mod readers;
+mod reading;
 mod replica;
 mod scrubber;
 mod server;
 mod timekeeper;
 pub mod transport;
 
+pub use cold_read::{ColdRead, ReadDone};
 pub use coordinator::CoordinatorConfig;
 pub use log_writer::{BLOBS, WriterPlace};
 pub use node::{Node, NodeConfig};

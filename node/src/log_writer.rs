@@ -1,6 +1,7 @@
 //! The one writer of a node's disk: the log's group commits, the hybrid clock's reserve, and the topology.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,14 +21,14 @@ pub(crate) const TOPOLOGY: &str = "TOPOLOGY";
 /// The small files of a node's data directory that are its own, each a [blob](dunlin_storage::store_blob).
 pub const BLOBS: [&str; 2] = [TOPOLOGY, SCRUB];
 
-/// Where the writer works.
+/// Where the disk is waited for: the writer, and what the node reads and must not wait for.
 pub enum WriterPlace {
-    /// On a thread of its own.
+    /// On threads of their own.
     Thread,
     /// On the runtime's thread, each step after this time: for simulations, whose disks are in memory and whose time is not real.
     Task {
-        /// How long the next write takes.
-        latency: Box<dyn Fn() -> Duration>,
+        /// How long the next write or read takes.
+        latency: Rc<dyn Fn() -> Duration>,
     },
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct LogWriter {
     threads: RefCell<Vec<JoinHandle<()>>>,
     /// In a simulation: the work, done by [`run_task`](Self::run_task).
     task: RefCell<Option<Work>>,
-    latency: Option<Box<dyn Fn() -> Duration>>,
+    latency: Option<Rc<dyn Fn() -> Duration>>,
 }
 
 #[derive(Default)]

@@ -10,11 +10,12 @@ use dunlin_protocol::register::RegisterRequest;
 use dunlin_protocol::{BootNumber, DataId, HybridClock, Millis, NodeId, Now, Outcome, Status, Tick, Times, Topology};
 use dunlin_storage::Engine;
 
+use crate::cold_read::{ColdRead, Done, ReadDone};
 use crate::coordinator::{Below, Coordinator, CoordinatorConfig, Requester};
 use crate::gossip::Gossip;
 use crate::outbox::{Input, Outbox, ReplyTo};
 use crate::peers::Peers;
-use crate::replica::{Asker, Replica, refuse};
+use crate::replica::{Answered, Asker, Replica, refuse};
 
 /// What a node starts with.
 #[derive(Clone, Debug)]
@@ -39,12 +40,13 @@ pub struct NodeConfig {
 
 /// A node as a state machine: the coordinator, the replica beneath it, and gossip beside them.
 ///
-/// It does no I/O but through the engine, whose reads come from memory or the page cache and whose writes another thread syncs. Everything that
-/// happens is an [`Input`] to [`handle`](Self::handle), with the time; everything that it says goes to the [`Outbox`].
+/// It does no I/O but through the engine: it reads what is in memory or in the page cache, has somebody else read the rest, and another thread writes.
+/// Everything that happens is an [`Input`] to [`handle`](Self::handle), with the time; everything that it says goes to the [`Outbox`].
 ///
 /// - getters: [`next_timeout`](Self::next_timeout), [`is_ready`](Self::is_ready), [`placement`](Self::placement)
 /// - after each `handle` the owner asks [`wants_reserve`](Self::wants_reserve) and [`take_topology_to_store`](Self::take_topology_to_store),
-///   makes durable what they name, and comes back with [`Input::Reserved`] and [`Input::TopologyStored`]
+///   makes durable what they name, and comes back with [`Input::Reserved`] and [`Input::TopologyStored`]; and drains [`poll_read`](Self::poll_read),
+///   has that read, and comes back with [`Input::Read`]
 /// - whenever the log writer got further: [`Input::Durable`]; when the time that `next_timeout` named has come: [`Input::Timeout`]
 pub struct Node {
     id: NodeId,
@@ -134,6 +136,11 @@ impl Node {
         self.gossip.take_topology_to_store()
     }
 
+    /// A read for which the node does not wait.
+    pub fn poll_read(&mut self) -> Option<ColdRead> {
+        self.replica.poll_read()
+    }
+
     /// Something happened.
     pub fn handle(&mut self, now: Now, input: Input, out: &mut dyn Outbox) {
         if self.gossip.timekeeper().look(now) {
@@ -171,6 +178,7 @@ impl Node {
             Input::ClientRequest { reply_to, request } => self.serve_client(judging, reply_to, request, out),
             Input::Datagram { from, bytes } => self.gossip.handle_datagram(from, &bytes, now, &mut self.peers, out),
             Input::Durable => self.release(judging, out),
+            Input::Read(done) => self.read_done(judging, done, out),
             Input::Reserved { until } => self.clock.set_reserve(until),
             Input::TopologyStored => self.gossip.stored(),
             Input::Timeout => {
@@ -238,12 +246,31 @@ impl Node {
 
     /// The disk caught up: answers that waited for it go.
     fn release(&mut self, now: Now, out: &mut dyn Outbox) {
-        for (asker, body) in self.replica.release() {
-            match asker {
-                Asker::Peer(to) => self.reply_peer(now, to, body, out),
-                Asker::Coordinator(id) => {
-                    self.with_coordinator(now, out, |coordinator, below| coordinator.handle_local(id, body, below));
+        for answered in self.replica.release() {
+            self.deliver(now, answered, out);
+        }
+    }
+
+    /// What was put off was read.
+    fn read_done(&mut self, now: Now, done: ReadDone, out: &mut dyn Outbox) {
+        match self.replica.take_in(done) {
+            Done::Checked { flight, found } => {
+                self.with_coordinator(now, out, |coordinator, below| coordinator.checked(flight, found, below));
+            }
+            done => {
+                let placement = self.gossip.placement().clone();
+                if let Some(answered) = self.replica.finish(now.wall, &placement, &mut self.clock, done) {
+                    self.deliver(now, answered, out);
                 }
+            }
+        }
+    }
+
+    fn deliver(&mut self, now: Now, (asker, body): Answered, out: &mut dyn Outbox) {
+        match asker {
+            Asker::Peer(to) => self.reply_peer(now, to, body, out),
+            Asker::Coordinator(id) => {
+                self.with_coordinator(now, out, |coordinator, below| coordinator.handle_local(id, body, below));
             }
         }
     }

@@ -3,6 +3,8 @@
 use dunlin_protocol::message::{ClientReply, ClientRequest, PeerReply, PeerRequest};
 use dunlin_protocol::{BootNumber, Millis, NodeId};
 
+use crate::cold_read::ReadDone;
+
 /// Where an answer goes: a stream of a connection, and the request that it answers. Meaningful only to the carrier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ReplyTo {
@@ -63,6 +65,8 @@ pub enum Input {
     },
     /// The log is durable further than before.
     Durable,
+    /// What [`Node::poll_read`](crate::Node::poll_read) gave was read.
+    Read(ReadDone),
     /// The hybrid clock's reserve is durable up to here.
     Reserved {
         /// What [`Node::wants_reserve`](crate::Node::wants_reserve) asked for.

@@ -1,18 +1,21 @@
 //! The lowest floor: this node's own copy of its partitions.
 //!
 //! Checks epoch, deadline and clocks, runs the register's rule through the engine, and lets each answer go only when the log is durable past
-//! the newest frame that it was computed from.
+//! the newest frame that it was computed from. What would wait for the disk on the way is put off: the shell carries it out elsewhere and comes
+//! back with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use dunlin_membership::Placement;
-use dunlin_protocol::message::{PageEntry, PeerReplyBody, RegisterCall, ReplicaPage, ReplicaScan};
-use dunlin_protocol::register::{Held, PendingView, RecordView, Register, RegisterReply, RegisterRequest, View, Want};
-use dunlin_protocol::{Content, HybridClock, Key, Millis, NodeId, Stamp, Status, Times};
-use dunlin_storage::{Engine, Entry, KeyRef, Place, Position, ReadError, ScanRange, WriteError};
+use dunlin_protocol::message::{PeerReplyBody, RegisterCall, ReplicaScan};
+use dunlin_protocol::register::{Register, RegisterRequest};
+use dunlin_protocol::{HybridClock, Millis, NodeId, Stamp, Status, Times};
+use dunlin_storage::{Engine, Found, Place, Position, ReadError, Wait, WriteError};
 
+use crate::cold_read::{ColdRead, Done, ReadDone, Work, key_of, record_of};
 use crate::outbox::ReplyTo;
+use crate::reading::{Reading, Unread};
 
 /// Who waits for an answer of the replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,18 +35,45 @@ pub(crate) struct Replica {
     times: Times,
     waiting: BTreeMap<(Position, u64), Answered>,
     waited: u64,
+    /// Put off, and not taken by the shell yet.
+    put_off: VecDeque<ColdRead>,
+    /// Reads that were put off and have not come back, and the bytes of values that wait with them.
+    reading: usize,
+    reading_bytes: usize,
 }
 
-/// A page never carries more than this many bytes of values and keys, whatever was asked: it must fit a frame.
-const PAGE_BYTES: usize = 1 << 20;
-/// The most answers that wait for the disk.
+/// The most answers that wait for the log.
 const MAX_WAITING: usize = 32_768;
-/// The most entries in a page.
-const PAGE_ENTRIES: u32 = 4096;
+/// The most reads that are put off at a time.
+const MAX_READING: usize = 1024;
+/// The most bytes of values that wait with them.
+const MAX_READING_BYTES: usize = 32 << 20;
+
+/// Why a call has no answer yet.
+#[expect(clippy::large_enum_variant, reason = "it is passed on at once")]
+enum Stop {
+    Refused(PeerReplyBody),
+    Cold(Work),
+}
+
+impl From<PeerReplyBody> for Stop {
+    fn from(refusal: PeerReplyBody) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What holds of a call that may be carried out.
+struct Admitted {
+    /// It counts for nothing any more: carried out, and refused with this.
+    stale: Option<PeerReplyBody>,
+    /// The partition may have lost something: it takes what it is given, and says nothing.
+    suspect: bool,
+}
 
 impl Replica {
     pub(crate) fn new(me: NodeId, engine: Arc<Engine>, times: Times) -> Self {
-        Self { me, engine, times, waiting: BTreeMap::new(), waited: 0 }
+        let (waiting, put_off) = (BTreeMap::new(), VecDeque::new());
+        Self { me, engine, times, waiting, waited: 0, put_off, reading: 0, reading_bytes: 0 }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -52,11 +82,16 @@ impl Replica {
 
     /// How many answers wait for the disk.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.reading
     }
 
-    /// Carries out a call about one key. The answer comes back at once where everything it rests on is durable; otherwise from
-    /// [`release`](Self::release).
+    /// A read that somebody else is to carry out.
+    pub(crate) fn poll_read(&mut self) -> Option<ColdRead> {
+        self.put_off.pop_front()
+    }
+
+    /// Carries out a call about one key. The answer comes back at once where everything it rests on is in memory and durable; otherwise from
+    /// [`release`](Self::release), or from [`finish`](Self::finish) once somebody has read what it needs.
     pub(crate) fn call(
         &mut self,
         wall: Millis,
@@ -65,10 +100,8 @@ impl Replica {
         asker: Asker,
         call: &RegisterCall,
     ) -> Option<Answered> {
-        match self.carry_out(wall, placement, clock, call) {
-            Ok((reply, position)) => self.when_durable(position, asker, reply),
-            Err(refusal) => Some((asker, refusal)),
-        }
+        let carried_out = self.carry_out(wall, placement, clock, asker, call, None);
+        self.answer(asker, carried_out)
     }
 
     /// Carries out a scan, like [`call`](Self::call).
@@ -79,11 +112,66 @@ impl Replica {
         asker: Asker,
         scan: &ReplicaScan,
     ) -> Option<Answered> {
-        let page =
-            check_time_and_epoch(wall, placement, scan.epoch, scan.deadline).and_then(|()| self.page(placement, scan));
-        match page {
-            Ok((page, position)) => self.when_durable(position, asker, PeerReplyBody::Page(page)),
-            Err(refusal) => Some((asker, refusal)),
+        let page = self.check_scan(wall, placement, scan).map_err(Stop::Refused).and_then(|()| {
+            match self.reading().page(scan) {
+                Ok((page, position)) => Ok((PeerReplyBody::Page(page), position)),
+                Err(Unread::Cold) => Err(Stop::Cold(Work::Page { asker, scan: scan.clone() })),
+                Err(unread) => Err(Stop::Refused(unread.into_refusal())),
+            }
+        });
+        self.answer(asker, page)
+    }
+
+    /// Goes on with what was put off, all checks made anew. None: it was none of the replica's.
+    pub(crate) fn finish(
+        &mut self,
+        wall: Millis,
+        placement: &Placement,
+        clock: &mut HybridClock,
+        done: Done,
+    ) -> Option<Answered> {
+        let (asker, answer) = match done {
+            Done::Found { asker, call, found: Ok(found) } => {
+                (asker, self.carry_out(wall, placement, clock, asker, &call, Some(found)))
+            }
+            Done::Found { asker, found: Err(refusal), .. } => (asker, Err(Stop::Refused(refusal))),
+            Done::Shown { asker, call, shown } => {
+                let shown = shown.and_then(|shown| self.check(wall, placement, &call).map(|_| shown));
+                (asker, shown.map_err(Stop::Refused))
+            }
+            Done::Page { asker, scan, page } => {
+                let page = page.and_then(|page| self.check_scan(wall, placement, &scan).map(|()| page));
+                (asker, page.map_err(Stop::Refused))
+            }
+            Done::Checked { .. } => return None,
+        };
+        self.answer(asker, answer)
+    }
+
+    /// Has somebody else read what would wait for the disk. An error: too much is being read.
+    pub(crate) fn put_off(&mut self, work: Work) -> Result<(), PeerReplyBody> {
+        let read = ColdRead::from(work);
+        if self.reading >= MAX_READING || self.reading_bytes + read.bytes() > MAX_READING_BYTES {
+            return Err(refuse(Status::Overloaded, "too much waits to be read from the disk"));
+        }
+        self.reading += 1;
+        self.reading_bytes += read.bytes();
+        self.put_off.push_back(read);
+        Ok(())
+    }
+
+    /// A read that was put off came back.
+    pub(crate) fn take_in(&mut self, done: ReadDone) -> Done {
+        self.reading -= 1;
+        self.reading_bytes -= done.bytes();
+        done.into_done()
+    }
+
+    fn answer(&mut self, asker: Asker, answer: Result<(PeerReplyBody, Position), Stop>) -> Option<Answered> {
+        match answer {
+            Ok((body, position)) => self.when_durable(position, asker, body),
+            Err(Stop::Refused(refusal)) => Some((asker, refusal)),
+            Err(Stop::Cold(work)) => self.put_off(work).err().map(|refusal| (asker, refusal)),
         }
     }
 
@@ -119,15 +207,13 @@ impl Replica {
         None
     }
 
-    fn carry_out(
-        &self,
-        wall: Millis,
-        placement: &Placement,
-        clock: &mut HybridClock,
-        call: &RegisterCall,
-    ) -> Result<(PeerReplyBody, Position), PeerReplyBody> {
-        observe_all(clock, wall, &call.request)?;
-        let key = KeyRef { partition: call.partition, keyspace: call.keyspace, key: call.key.as_bytes() };
+    /// The engine, read on the node's thread.
+    fn reading(&self) -> Reading<'_> {
+        Reading { engine: &self.engine, wait: Wait::Never }
+    }
+
+    /// Whether a call may be carried out now.
+    fn check(&self, wall: Millis, placement: &Placement, call: &RegisterCall) -> Result<Admitted, PeerReplyBody> {
         if !placement.is_replica(self.me, call.keyspace, call.partition) {
             return Err(refuse(
                 Status::NotReplica,
@@ -149,77 +235,11 @@ impl Replica {
         if suspect && !stores_only(&call.request) {
             return Err(refuse(Status::Suspect, format!("partition {} is being rebuilt", call.partition)));
         }
-        let (reply, position) = self.run_rule(wall, key, &call.request)?;
-        match (stale, suspect) {
-            (Some(refusal), _) => Err(refusal),
-            (None, true) => Err(refuse(Status::Suspect, format!("partition {} is being rebuilt", call.partition))),
-            (None, false) => Ok((PeerReplyBody::Register(reply), position)),
-        }
+        Ok(Admitted { stale, suspect })
     }
 
-    fn run_rule(
-        &self,
-        wall: Millis,
-        key: KeyRef<'_>,
-        request: &RegisterRequest,
-    ) -> Result<(RegisterReply, Position), PeerReplyBody> {
-        let record = match request {
-            RegisterRequest::Write { record }
-            | RegisterRequest::Accept { record, .. }
-            | RegisterRequest::Install { record, .. }
-            | RegisterRequest::Commit { record: Some(record), .. } => Some(record),
-            _ => None,
-        };
-        let updated = self.engine.update(key, record, wall, |register: &Register<Place>| {
-            let decision = register.decide(request, wall, &self.times);
-            (decision.verdict, decision.change)
-        });
-        let updated = updated.map_err(|error| refuse_write(&error))?;
-        let entry = updated.entry;
-        let reply = updated.reply.into_reply(|want| self.view(key, &entry, want))?;
-        Ok((reply, entry.position))
-    }
-
-    fn view(&self, key: KeyRef<'_>, entry: &Entry, want: Want) -> Result<View, PeerReplyBody> {
-        let register = &entry.register;
-        let record = match &register.record {
-            Some(held) => self.record_view(key, held, want)?,
-            None => RecordView::absent(),
-        };
-        let pending = match &register.pending {
-            Some((ballot, held)) => Some(PendingView { ballot: *ballot, record: self.record_view(key, held, want)? }),
-            None => None,
-        };
-        Ok(View { record, ballot: register.ballot, promised: register.promised, pending })
-    }
-
-    fn record_view(&self, key: KeyRef<'_>, held: &Held<Place>, want: Want) -> Result<RecordView, PeerReplyBody> {
-        let head = held.head;
-        let with_content = head.tombstone || head.value_len <= want.value_upto;
-        let tombstone = head.tombstone.then_some(Content::Tombstone);
-        if !want.lineage && (head.tombstone || !with_content || want == Want::HEAD) {
-            return Ok(RecordView { head, lineage: None, content: tombstone });
-        }
-        let stored = self.engine.load(key, held).map_err(|error| self.refuse_read(&error))?;
-        Ok(RecordView {
-            head,
-            lineage: want.lineage.then_some(stored.lineage),
-            content: with_content.then_some(stored.content),
-        })
-    }
-
-    /// A record that cannot be read: rot, and the replica must not vote on what it may have lost (PROTOCOL.md 2.5).
-    fn refuse_read(&self, error: &ReadError) -> PeerReplyBody {
-        tracing::error!(%error, "a stored record cannot be read");
-        if let ReadError::Damaged(damage) = error
-            && let Err(error) = self.engine.mark_damage(damage)
-        {
-            tracing::error!(%error, "the partition could not be marked suspect");
-        }
-        refuse(error.status(), error.to_string())
-    }
-
-    fn page(&self, placement: &Placement, scan: &ReplicaScan) -> Result<(ReplicaPage, Position), PeerReplyBody> {
+    fn check_scan(&self, wall: Millis, placement: &Placement, scan: &ReplicaScan) -> Result<(), PeerReplyBody> {
+        check_time_and_epoch(wall, placement, scan.epoch, scan.deadline)?;
         let suspects = self.engine.suspect_partitions();
         for partition in (scan.first.0..=scan.last.0).map(dunlin_protocol::PartitionId) {
             if !placement.is_replica(self.me, scan.keyspace, partition) {
@@ -229,46 +249,77 @@ impl Replica {
                 return Err(refuse(Status::Suspect, format!("partition {partition} is being rebuilt")));
             }
         }
-        let range = ScanRange {
-            keyspace: scan.keyspace,
-            first: scan.first,
-            last: scan.last,
-            after: scan.after.as_ref().map(Key::as_bytes),
-            prefix: &scan.prefix,
-            start: &scan.start,
-            end: &scan.end,
-        };
-        let limit = scan.limit.clamp(1, PAGE_ENTRIES) as usize;
-        let limit_bytes = (scan.limit_bytes as usize).clamp(1, PAGE_BYTES);
-        let mut found = Vec::new();
-        let (mut bytes, mut position) = (0, Position::default());
-        let done = self.engine.scan(range, limit, &mut |partition, key, entry| {
-            bytes += key.len() + 64 + frame_bytes(entry, scan.want);
-            if bytes > limit_bytes && !found.is_empty() {
-                return false;
+        Ok(())
+    }
+
+    fn carry_out(
+        &self,
+        wall: Millis,
+        placement: &Placement,
+        clock: &mut HybridClock,
+        asker: Asker,
+        call: &RegisterCall,
+        found: Option<Found>,
+    ) -> Result<(PeerReplyBody, Position), Stop> {
+        observe_all(clock, wall, &call.request)?;
+        let Admitted { stale, suspect } = self.check(wall, placement, call)?;
+        let answer = self.run_rule(wall, asker, call, found)?;
+        match (stale, suspect) {
+            (Some(refusal), _) => Err(refusal.into()),
+            (None, true) => {
+                Err(refuse(Status::Suspect, format!("partition {} is being rebuilt", call.partition)).into())
             }
-            position = position.max(entry.position);
-            found.push((partition, Key::new(key.to_vec()), *entry));
-            true
-        });
-        let done = done.map_err(|error| self.refuse_read(&error))?;
-        let mut entries = Vec::with_capacity(found.len());
-        for (partition, key, entry) in found {
-            let key = key.map_err(|error| refuse(Status::Corruption, format!("a stored key is no key: {error}")))?;
-            let at = KeyRef { partition, keyspace: scan.keyspace, key: key.as_bytes() };
-            let view = self.view(at, &entry, scan.want)?;
-            entries.push(PageEntry { partition, key, view });
+            (None, false) => Ok(answer),
         }
-        Ok((ReplicaPage { entries, done }, position))
+    }
+
+    fn run_rule(
+        &self,
+        wall: Millis,
+        asker: Asker,
+        call: &RegisterCall,
+        found: Option<Found>,
+    ) -> Result<(PeerReplyBody, Position), Stop> {
+        let (key, request) = (key_of(call), &call.request);
+        let was_found = found.is_some();
+        let updated = self.engine.try_update(key, found, record_of(request), wall, |register: &Register<Place>| {
+            let decision = register.decide(request, wall, &self.times);
+            (decision.verdict, decision.change)
+        });
+        let updated = match (updated, request) {
+            (Ok(updated), _) => updated,
+            // Damage is noted durably by who may wait for that.
+            (Err(WriteError::Read(error)), request) if is_cold(&error, was_found) => {
+                let call = call.clone();
+                return Err(Stop::Cold(match *request {
+                    RegisterRequest::Read { want } => Work::Look { asker, call, want },
+                    _ => Work::Find { asker, call },
+                }));
+            }
+            (Err(error), _) => return Err(refuse(error.status(), error.to_string()).into()),
+        };
+        let (entry, verdict) = (updated.entry, updated.reply);
+        match verdict.into_reply(|want| self.reading().view(key, &entry, want)) {
+            Ok(reply) => Ok((PeerReplyBody::Register(reply), entry.position)),
+            Err(Unread::Cold) => {
+                let call = call.clone();
+                Err(Stop::Cold(match *request {
+                    RegisterRequest::Read { want } => Work::Look { asker, call, want },
+                    _ => Work::Show { asker, call, entry, verdict },
+                }))
+            }
+            Err(unread) => Err(unread.into_refusal().into()),
+        }
     }
 }
 
-/// How many bytes of records a view of this entry loads and carries, at the most.
-fn frame_bytes(entry: &Entry, want: Want) -> usize {
-    let register = &entry.register;
-    let held = register.record.iter().chain(register.pending.iter().map(|(_, held)| held));
-    let carried = held.filter(|held| want.lineage || want != Want::HEAD && held.head.value_len <= want.value_upto);
-    carried.map(|held| held.place.frame_len() as usize).sum()
+/// Whether somebody who may wait is to read it. What somebody did read already is damaged in memory, too: nobody reads it once more.
+fn is_cold(error: &ReadError, was_found: bool) -> bool {
+    match error {
+        ReadError::WouldBlock => true,
+        ReadError::Damaged(_) => !was_found,
+        _ => false,
+    }
 }
 
 fn check_time_and_epoch(
@@ -313,8 +364,4 @@ fn stores_only(request: &RegisterRequest) -> bool {
 
 pub(crate) fn refuse(status: Status, message: impl Into<String>) -> PeerReplyBody {
     PeerReplyBody::Refused { status, message: message.into(), seen: Stamp::ZERO }
-}
-
-fn refuse_write(error: &WriteError) -> PeerReplyBody {
-    refuse(error.status(), error.to_string())
 }

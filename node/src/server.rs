@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::Config;
 use crate::log_writer::{LogWriter, Progress, TOPOLOGY, WriterPlace};
+use crate::readers::Readers;
 use crate::transport::tls::{NodeCert, NodeTls, TlsError};
 use crate::transport::{Local, Receiver, Socket, Transport};
 use crate::{CoordinatorConfig, Input, Node, NodeConfig, Outbox};
@@ -45,7 +46,7 @@ pub struct Environment {
     pub seed: u64,
     /// The id of the data directory, should it be a new one: unlike that of any other.
     pub data: DataId,
-    /// Where the disk's writer works.
+    /// Where the disk is waited for.
     pub writer: WriterPlace,
 }
 
@@ -198,12 +199,14 @@ impl Server {
         };
         let node = Node::new(node, engine.clone());
         let transport = Transport::open(socket, &tls, local, config.network.clone()).map_err(ServeError::System)?;
+        let readers = Readers::start(&writer, engine.clone()).map_err(ServeError::System)?;
         let writer = LogWriter::start(writer, engine.clone(), clock, disk, config.scrub).map_err(ServeError::System)?;
         let shell = Shell {
             node: RefCell::new(node),
             engine,
             transport,
             writer,
+            readers,
             wall,
             start: Instant::now(),
             alarm: Cell::new(Tick(0)),
@@ -247,10 +250,7 @@ impl Server {
             biased;
             () = shutdown => {}
             () = shell.disowned.notified() => {}
-            () = shell.ring_alarms() => {}
-            () = shell.report_progress() => {}
-            () = shell.end_turns() => {}
-            () = shell.writer.run_task() => {}
+            () = shell.run_parts() => {}
         }
         shell.stop(patience).await;
         let node = shell.node.borrow();
@@ -378,6 +378,7 @@ struct Shell {
     engine: Arc<Engine>,
     transport: Transport,
     writer: LogWriter,
+    readers: Readers,
     wall: Box<dyn Fn() -> Millis>,
     start: Instant,
     /// When the node will next be woken.
@@ -411,6 +412,9 @@ impl Receiver for Shell {
         }
         if let Some(topology) = node.take_topology_to_store() {
             self.writer.store_topology(topology);
+        }
+        while let Some(read) = node.poll_read() {
+            self.readers.read(read);
         }
         self.turn.notify_one();
         if node.is_disowned() {
@@ -473,6 +477,28 @@ impl Shell {
         }
     }
 
+    /// Goes on with what was read for the node.
+    async fn report_reads(&self) {
+        loop {
+            for done in self.readers.done().await {
+                self.receive(Input::Read(done));
+            }
+        }
+    }
+
+    /// What goes on besides what is received; never ends.
+    async fn run_parts(&self) {
+        tokio::select! {
+            biased;
+            () = self.ring_alarms() => {}
+            () = self.report_progress() => {}
+            () = self.report_reads() => {}
+            () = self.end_turns() => {}
+            () = self.readers.run_task() => {}
+            () = self.writer.run_task() => {}
+        }
+    }
+
     fn take_in(&self, progress: Progress) {
         if let Some(until) = progress.reserved {
             self.receive(Input::Reserved { until });
@@ -500,10 +526,7 @@ impl Shell {
                     tracing::warn!("stopping although some requests are not answered yet");
                 }
             }
-            () = self.ring_alarms() => {}
-            () = self.report_progress() => {}
-            () = self.end_turns() => {}
-            () = self.writer.run_task() => {}
+            () = self.run_parts() => {}
         }
         self.take_in(self.writer.stop());
         let clients_know = timeout(LAST_WORDS, self.transport.finish_clients()).await.is_ok();

@@ -1,5 +1,7 @@
 //! Tests of a node's parts from outside.
 
+#[path = "node/cold.rs"]
+mod cold;
 #[path = "node/program.rs"]
 mod program;
 #[path = "node/server.rs"]

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dunlin_node::{ColdRead, ReadDone};
 use dunlin_protocol::{Millis, Tick};
 
 use crate::network::{ConnectionId, End};
@@ -21,6 +22,10 @@ pub(crate) enum Event {
     Write { node: usize, life: u32 },
     /// The clock's reserve is on the disk.
     Reserved { node: usize, life: u32, until: Millis },
+    /// The disk reads for a node.
+    Read { node: usize, life: u32, read: ColdRead },
+    /// What it has read gets to the node.
+    WasRead { node: usize, life: u32, done: ReadDone },
     /// A node starts again.
     Restart { node: usize },
     /// A connection is there, for this end.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dunlin_membership::{Founders, decode_topology};
-use dunlin_node::{CoordinatorConfig, Input, Node, NodeConfig, Outbox, ReplyTo};
+use dunlin_node::{ColdRead, CoordinatorConfig, Input, Node, NodeConfig, Outbox, ReadDone, ReplyTo};
 use dunlin_protocol::message::{ClientReply, PeerReply, PeerRequest};
 use dunlin_protocol::{
     BootNumber, DataId, Member, Millis, NodeId, Now, OpId, Partitioning, Stamp, Tick, Times, Topology,
@@ -84,6 +84,8 @@ pub(crate) struct Host {
     options: Options,
     /// What the engines of earlier lives did.
     upkeep: Upkeep,
+    /// For the reads that the node does not wait for.
+    reads: Random,
     /// How often it has started or stopped: what was planned for an earlier life does not happen.
     pub(crate) life: u32,
     pub(crate) peers: BTreeMap<NodeId, ConnectionId>,
@@ -108,18 +110,23 @@ pub(crate) struct After {
     pub(crate) reserve: Option<(Millis, Duration)>,
     /// The timer is to be set to this.
     pub(crate) timer: Option<Tick>,
+    /// The disk reads, after this.
+    pub(crate) reads: Vec<(Duration, ColdRead)>,
 }
 
 impl Host {
     pub(crate) fn new(id: NodeId, founding: Topology, mut random: Random) -> Self {
         let clock = WallClock::new(&mut random);
         let sync_time = random.duration(Duration::from_micros(50), Duration::from_millis(4));
+        let mut reads = random.fork("reads", 0);
+        let disk = cold_disk(&mut reads);
         let options = engine_options(&mut random.fork("engine", 0));
         Self {
             id,
             options,
             upkeep: Upkeep::default(),
-            disk: Arc::new(MemoryDisk::new()),
+            disk: Arc::new(disk),
+            reads,
             data: DataId(u128::from(random.next()) << 1 | 1),
             clock,
             founding,
@@ -236,7 +243,10 @@ impl Host {
         let now = Now { tick, wall: self.clock.read(tick) };
         let Some(running) = &mut self.running else { return };
         let mut outbox = Mouth { peers: &self.peers, said: &mut after.said, buffer: BytesMut::new() };
+        // The node waits for nothing.
+        self.disk.watch(true);
         running.node.handle(now, input, &mut outbox);
+        self.disk.watch(false);
         if let Some(until) = running.node.wants_reserve(now.wall) {
             let delay = self.sync_time + self.slow_disk;
             after.reserve = Some((until, delay));
@@ -246,6 +256,9 @@ impl Host {
                 Ok(()) => running.node.handle(now, Input::TopologyStored, &mut outbox),
                 Err(error) => self.failed = Some(format!("the topology cannot be stored: {error}")),
             }
+        }
+        while let Some(read) = running.node.poll_read() {
+            after.reads.push((read_time(&mut self.reads) + self.slow_disk, read));
         }
         if !running.is_writing && running.engine.stats().pending_bytes > 0 {
             running.is_writing = true;
@@ -292,6 +305,12 @@ impl Host {
         self.handle(tick, Input::Durable, after);
     }
 
+    /// The disk reads for the node: what there is now, which gets to the node after a time.
+    pub(crate) fn read(&mut self, read: ColdRead) -> Option<(Duration, ReadDone)> {
+        let running = self.running.as_ref()?;
+        Some((read_time(&mut self.reads), read.carry_out(&running.engine)))
+    }
+
     /// The clock's mark is on the disk.
     pub(crate) fn reserved(&mut self, tick: Tick, until: Millis, after: &mut After) {
         let Some(running) = &mut self.running else { return };
@@ -311,6 +330,20 @@ pub(crate) enum StartError {
     Open(#[from] dunlin_storage::OpenError),
     #[error("the stored topology: {0}")]
     Topology(#[from] dunlin_membership::TopologyError),
+}
+
+/// A new disk. Of what a node wants to read none, some or all would have to be waited for.
+pub(crate) fn cold_disk(random: &mut Random) -> MemoryDisk {
+    let disk = MemoryDisk::new();
+    let percent = random.weighted(&[(1, 0), (1, 10), (2, 50), (2, 100)]);
+    disk.set_cold(percent, random.next());
+    disk
+}
+
+/// Half of the time that a read takes: before or after the disk has looked.
+pub(crate) fn read_time(random: &mut Random) -> Duration {
+    let most = random.weighted(&[(6, 200), (3, 5_000), (1, 50_000)]);
+    random.duration(Duration::from_micros(10), Duration::from_micros(most))
 }
 
 /// Small segments, memtables and tables, so that a run goes through many; with some nodes every value lies in a segment, so that there is something to

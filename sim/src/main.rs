@@ -227,6 +227,7 @@ fn counts_json(counts: &Counts) -> serde_json::Value {
         "taken_over": counts.taken_over,
         "resolved": counts.resolved,
         "repaired": counts.repaired,
+        "cold_reads": counts.cold_reads,
         "faults": counts.faults,
         "messages_lost": counts.dropped,
         "flushes": counts.flushes,

@@ -35,6 +35,8 @@ pub struct Counts {
     pub resolved: u64,
     /// Records sent to replicas that had an older one.
     pub repaired: u64,
+    /// Reads that a node did not wait for.
+    pub cold_reads: u64,
     /// Faults that hit traffic.
     pub faults: u64,
     /// Messages that never arrived.
@@ -60,6 +62,7 @@ impl std::ops::AddAssign for Counts {
         self.taken_over += other.taken_over;
         self.resolved += other.resolved;
         self.repaired += other.repaired;
+        self.cold_reads += other.cold_reads;
         self.faults += other.faults;
         self.dropped += other.dropped;
         self.flushes += other.flushes;
@@ -72,11 +75,23 @@ impl std::ops::AddAssign for Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { operations, acknowledged, cas_won, cas_lost, unknown, refused, .. } = self;
-        let Self { taken_over, resolved, repaired, faults, dropped, flushes, merges, collected, undecided, .. } = self;
+        let Self {
+            taken_over,
+            resolved,
+            repaired,
+            cold_reads,
+            faults,
+            dropped,
+            flushes,
+            merges,
+            collected,
+            undecided,
+            ..
+        } = self;
         write!(
             f,
             "{operations} operations: {acknowledged} acknowledged, {unknown} unknown, {refused} refused; cas {cas_won} won, \
-             {cas_lost} lost; {taken_over} taken over, {resolved} resolved by asking, {repaired} repairs; \
+             {cas_lost} lost; {taken_over} taken over, {resolved} resolved by asking, {repaired} repairs, {cold_reads} cold reads; \
              {faults} faults, {dropped} messages lost; {flushes} flushes, {merges} merges, {collected} segments collected"
         )?;
         match undecided {
@@ -161,7 +176,8 @@ fn is_acknowledged(status: Status) -> bool {
 }
 
 fn count(run: &Run) -> Counts {
-    let mut counts = Counts { repaired: run.installs, dropped: run.traffic.dropped, ..Counts::default() };
+    let (repaired, cold_reads, dropped) = (run.installs, run.cold_reads, run.traffic.dropped);
+    let mut counts = Counts { repaired, cold_reads, dropped, ..Counts::default() };
     let Upkeep { flushes, merges, collected } = run.upkeep;
     (counts.flushes, counts.merges, counts.collected) = (flushes, merges, collected);
     counts.faults = run.faults.iter().filter(|(_, hits)| *hits > 0).count() as u64;

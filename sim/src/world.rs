@@ -46,6 +46,8 @@ pub(crate) struct Run {
     pub(crate) faults: Vec<(Fault, u64)>,
     pub(crate) traffic: Traffic,
     pub(crate) installs: u64,
+    /// Reads that the nodes did not wait for.
+    pub(crate) cold_reads: u64,
     /// For each key, the newest that each of its replicas held when all was over.
     pub(crate) replicas: Vec<Vec<(NodeId, Holding)>>,
     /// What all engines together did in the background.
@@ -77,6 +79,7 @@ pub(crate) struct World {
     random: Random,
     trace: Trace,
     installs: u64,
+    cold_reads: u64,
     mishaps: Vec<String>,
 }
 
@@ -111,6 +114,7 @@ impl World {
             random: random.fork("world", 0),
             trace: Trace::new(aloud),
             installs: 0,
+            cold_reads: 0,
             mishaps: Vec::new(),
         }
     }
@@ -141,7 +145,13 @@ impl World {
         self.report()
     }
 
-    fn report(self) -> Run {
+    fn report(mut self) -> Run {
+        for host in &self.hosts {
+            match host.disk().waits() {
+                0 => {}
+                waits => self.mishaps.push(format!("node {} waited for its disk {waits} times", host.id.0)),
+            }
+        }
         let replicas = self.keys.iter().map(|key| self.replicas_of(key, held)).collect();
         let hits = |fault: usize| self.network.hits(fault);
         let faults = self.faults.iter().cloned().enumerate().map(|(i, fault)| (fault, hits(i))).collect();
@@ -151,6 +161,7 @@ impl World {
             traffic: self.network.traffic(),
             manner: format!("{:?}", self.network.manner()).to_lowercase(),
             installs: self.installs,
+            cold_reads: self.cold_reads,
             replicas,
             upkeep: self.hosts.iter().map(Host::upkeep).sum(),
             keys: self.keys,
@@ -205,7 +216,19 @@ impl World {
                 self.note("reserve", &[node as u64, until.0], || format!("n{node} until {until}"));
                 self.step(node, |host, after| host.reserved(now, until, after));
             }
+            Event::Read { node, life, read } if self.hosts[node].life == life => {
+                self.note("read", &[node as u64], || format!("n{node}: {read:?}"));
+                self.cold_reads += 1;
+                if let Some((delay, done)) = self.hosts[node].read(read) {
+                    self.agenda.after(delay, Event::WasRead { node, life, done });
+                }
+            }
+            Event::WasRead { node, life, done } if self.hosts[node].life == life => {
+                self.note("wasread", &[node as u64], || format!("n{node}: {done:?}"));
+                self.step(node, |host, after| host.handle(now, Input::Read(done), after));
+            }
             Event::Timer { .. } | Event::Write { .. } | Event::Reserved { .. } => {}
+            Event::Read { .. } | Event::WasRead { .. } => {}
             Event::Restart { node } => self.start(node),
             Event::Crash { fault, node } => self.crash(fault, node),
             Event::Opened { connection, end } => self.opened(connection, end),
@@ -281,6 +304,9 @@ impl World {
         }
         if let Some(at) = after.timer {
             self.agenda.at(at, Event::Timer { node, life });
+        }
+        for (delay, read) in after.reads {
+            self.agenda.after(delay, Event::Read { node, life, read });
         }
         if let Some(why) = self.hosts[node].failed.take() {
             self.fail(node, &why);

@@ -22,11 +22,14 @@ const REGRESSION_SEEDS: [u64; 9] = [274, 336, 512, 522, 856, 2694, 10296, 22229,
 
 #[test]
 fn seeds_pass() {
+    let mut cold_reads = 0;
     for seed in (0..3).chain(REGRESSION_SEEDS) {
         let verdict = simulate(seed, false);
+        cold_reads += verdict.counts.cold_reads;
         assert!(verdict.passed(), "seed {seed}: {:#?}", verdict.violations);
         assert_eq!(verdict.counts.undecided, 0, "seed {seed}");
     }
+    assert!(cold_reads > 1000, "{cold_reads} reads were not waited for");
 }
 
 #[test]

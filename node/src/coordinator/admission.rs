@@ -6,7 +6,7 @@ use dunlin_protocol::{
     Action, Attributes, Condition, DrawError, KeyspaceId, Level, Mutation, Operation, Outcome, PartitionId,
     PreferenceList, Stamp, Status,
 };
-use dunlin_storage::KeyRef;
+use dunlin_storage::{Found, KeyRef, ReadError};
 
 use super::{Below, Coordinator};
 
@@ -146,26 +146,35 @@ impl Coordinator {
 impl Coordinator {
     /// The version that a plain write would lose to although it lay here before the write began: its id comes from a clock that is behind, or the
     /// version from one that was ahead. Nothing was sent yet, so the client draws a later id, instead of being told that a write was stored which
-    /// nobody will ever see. What was stored a moment ago may be concurrent and is left to the stamps.
+    /// nobody will ever see. What was stored a moment ago may be concurrent and is left to the stamps. An error: that has to be read from the disk;
+    /// `found` is what was read.
     pub(super) fn superseded_before(
         &self,
         operation: &Operation,
         partition: PartitionId,
         list: &PreferenceList,
+        found: Option<&Found>,
         below: &Below<'_>,
-    ) -> Option<Stamp> {
+    ) -> Result<Option<Stamp>, Cold> {
         let is_plain = operation.action.is_write() && !is_serial(operation) && !operation.tried;
         if !is_plain || list.number_of(self.me).is_none() {
-            return None;
+            return Ok(None);
         }
         let key = KeyRef { partition, keyspace: operation.keyspace, key: operation.key.as_bytes() };
-        // What cannot be read is told by the write itself.
-        let register = below.replica.engine().entry(key).ok()?.register;
+        let register = match below.replica.engine().try_entry(key, found) {
+            Ok(entry) => entry.register,
+            Err(ReadError::WouldBlock) => return Err(Cold),
+            // What cannot be read is told by the write itself.
+            Err(_) => return Ok(None),
+        };
         let newest = register.head().stamp;
         let lay_here = register.stored_at + CONCURRENT < below.now.wall;
-        (newest > operation.op_id && register.ballot.is_zero() && lay_here).then_some(newest)
+        Ok((newest > operation.op_id && register.ballot.is_zero() && lay_here).then_some(newest))
     }
 }
+
+/// It would take waiting for the disk.
+pub(super) struct Cold;
 
 /// Whether an operation goes the serial way from the start.
 pub(super) fn is_serial(operation: &Operation) -> bool {

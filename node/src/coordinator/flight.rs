@@ -5,12 +5,16 @@ use std::time::Duration;
 use dunlin_paxos::{Config, Context, Ending as SerialEnding, Goal, Proposer};
 use dunlin_protocol::message::{PeerRequest, RegisterCall};
 use dunlin_protocol::register::RegisterRequest;
-use dunlin_protocol::{Action, Answer, Epoch, NodeId, Operation, Outcome, PartitionId, PreferenceList, Status, Tick};
+use dunlin_protocol::{
+    Action, Answer, Epoch, NodeId, Operation, Outcome, PartitionId, PreferenceList, Stamp, Status, Tick,
+};
 use dunlin_quorum::{Read, ReadEnding, Write, WriteEnding};
+use dunlin_storage::Found;
 
+use crate::cold_read::Work;
 use crate::outbox::ReplyTo;
 
-use super::admission::{is_serial, plain_record};
+use super::admission::{Cold, is_serial, plain_record};
 use super::{Below, Coordinator, Reply, RequestId, reply};
 
 /// The soonest that a timer comes.
@@ -50,6 +54,8 @@ struct Sent {
 }
 
 enum Machine {
+    /// Waits for what the disk has of its key: whether it would lose to it (`superseded_before`).
+    Checking,
     /// Waits for the serial operations on its key that came before.
     Queued {
         tried: bool,
@@ -75,7 +81,7 @@ impl Machine {
         use dunlin_paxos::Effect as Serial;
         use dunlin_quorum::{ReadEffect, WriteEffect};
         Some(match self {
-            Self::Queued { .. } => return None,
+            Self::Checking | Self::Queued { .. } => return None,
             Self::Write(write) => match write.poll_effect()? {
                 WriteEffect::Send { replica, request } => Step::Send { replica, round: 0, request },
                 WriteEffect::Finish(ending) => Step::Finish(Ending::Write(ending)),
@@ -93,7 +99,7 @@ impl Machine {
 
     fn poll_timeout(&self) -> Option<Tick> {
         match self {
-            Self::Queued { .. } => None,
+            Self::Checking | Self::Queued { .. } => None,
             Self::Write(write) => write.poll_timeout(),
             Self::Read(read) => read.poll_timeout(),
             Self::Propose(proposer) => proposer.poll_timeout(),
@@ -102,7 +108,7 @@ impl Machine {
 
     fn is_done(&self) -> bool {
         match self {
-            Self::Queued { .. } => false,
+            Self::Checking | Self::Queued { .. } => false,
             Self::Write(write) => write.is_done(),
             Self::Read(read) => read.is_done(),
             Self::Propose(proposer) => proposer.is_done(),
@@ -147,14 +153,17 @@ impl Coordinator {
         let Some(list) = below.placement.preference_list(operation.keyspace, partition).cloned() else {
             return self.give(requester, Outcome::of(Status::UnknownKeyspace), below);
         };
-        if let Some(newer) = self.superseded_before(&operation, partition, &list, below) {
-            let outcome = Outcome::because(Status::Redraw, "a later version was stored before this write began");
-            return self.give(requester, Outcome { seen: newer, ..outcome }, below);
-        }
         let number = self.draw_number();
-        let machine = match plain_machine(&operation, &list, deadline, below) {
-            Some(machine) => machine,
-            None => Machine::Queued { tried: operation.tried },
+        let machine = match self.superseded_before(&operation, partition, &list, None, below) {
+            Ok(Some(newer)) => return self.give(requester, superseded(newer), below),
+            Ok(None) => match plain_machine(&operation, &list, deadline, below) {
+                Some(machine) => machine,
+                None => Machine::Queued { tried: operation.tried },
+            },
+            Err(Cold) => match below.replica.put_off(check_of(number, partition, &operation)) {
+                Ok(()) => Machine::Checking,
+                Err(_) => return self.give(requester, Outcome::because(Status::Overloaded, MUCH_TO_READ), below),
+            },
         };
         let queued = matches!(machine, Machine::Queued { .. });
         let sent = vec![None; list.nodes.len()];
@@ -174,6 +183,37 @@ impl Coordinator {
         };
         self.flights.insert(number, flight);
         if queued { self.enter_queue(number, below) } else { self.drive(number, below) }
+    }
+
+    /// What the disk has of the key of an operation that has not begun yet; none: that cannot be read.
+    pub(crate) fn checked(&mut self, number: u64, found: Option<Found>, below: &mut Below<'_>) {
+        let Some(flight) = self.flights.get(&number) else { return };
+        if !matches!(flight.machine, Machine::Checking) {
+            return;
+        }
+        let Flight { operation, partition, list, .. } = flight;
+        let superseded_by = match &found {
+            Some(_) => self.superseded_before(operation, *partition, list, found.as_ref(), below),
+            None => Ok(None),
+        };
+        match superseded_by {
+            Ok(Some(newer)) => self.answer(number, superseded(newer), below),
+            Ok(None) => {
+                let machine = plain_machine(operation, list, flight.deadline, below);
+                let machine = machine.unwrap_or(Machine::Queued { tried: operation.tried });
+                if let Some(flight) = self.flights.get_mut(&number) {
+                    flight.machine = machine;
+                }
+            }
+            // A memtable was frozen meanwhile.
+            Err(Cold) => {
+                if below.replica.put_off(check_of(number, *partition, operation)).is_err() {
+                    self.answer(number, Outcome::because(Status::Overloaded, MUCH_TO_READ), below);
+                }
+            }
+        }
+        self.drive(number, below);
+        self.work_off(below);
     }
 
     /// Sends what a machine wants sent, ends what it ended, and sets its timer.
@@ -225,7 +265,7 @@ impl Coordinator {
             below.peers.observe(node, below.now.tick.since(sent.at));
         }
         match &mut flight.machine {
-            Machine::Queued { .. } => {}
+            Machine::Checking | Machine::Queued { .. } => {}
             Machine::Write(write) => write.handle(below.now.tick, replica, answer),
             Machine::Read(read) => read.handle(below.now.tick, replica, answer),
             Machine::Propose(proposer) => {
@@ -242,6 +282,10 @@ impl Coordinator {
             return self.land(number);
         }
         match &mut flight.machine {
+            Machine::Checking => {
+                let why = "the disk did not say in time what it has of this key";
+                self.answer(number, Outcome::because(Status::Overloaded, why), below);
+            }
             Machine::Queued { tried } => {
                 let tried = *tried;
                 let outcome = match tried {
@@ -364,7 +408,7 @@ impl Coordinator {
         outcome.counts.alive = u8::try_from(below.peers.alive(&flight.list).len()).unwrap_or(u8::MAX);
         let requester = flight.requester;
         let (keyspace, key) = (flight.operation.keyspace, flight.operation.key.clone());
-        if matches!(flight.machine, Machine::Queued { .. }) {
+        if matches!(flight.machine, Machine::Checking | Machine::Queued { .. }) {
             // It never ran: nothing straggles.
             flight.deadline = below.now.tick;
         }
@@ -406,6 +450,17 @@ impl Coordinator {
             self.finished -= usize::from(flight.answered);
         }
     }
+}
+
+const MUCH_TO_READ: &str = "too much waits to be read from the disk";
+
+fn superseded(newer: Stamp) -> Outcome {
+    let outcome = Outcome::because(Status::Redraw, "a later version was stored before this write began");
+    Outcome { seen: newer, ..outcome }
+}
+
+fn check_of(flight: u64, partition: PartitionId, operation: &Operation) -> Work {
+    Work::Check { flight, partition, keyspace: operation.keyspace, key: operation.key.clone() }
 }
 
 /// The plain machine for an operation; none: it goes the serial way.

@@ -26,29 +26,29 @@ use tokio::task::{JoinHandle, spawn_local};
 use crate::transport::{Asker, client, run};
 
 /// A cluster's settings and disks; its nodes live in the test's `LocalSet`.
-struct Cluster {
-    ca: ClusterCa,
-    addresses: Vec<SocketAddr>,
+pub(crate) struct Cluster {
+    pub(crate) ca: ClusterCa,
+    pub(crate) addresses: Vec<SocketAddr>,
     sockets: Vec<Option<Socket>>,
-    disks: Vec<Arc<MemoryDisk>>,
+    pub(crate) disks: Vec<Arc<MemoryDisk>>,
     /// What their data directories' ids would be, were they new.
     data: Vec<DataId>,
 }
 
-struct Running {
+pub(crate) struct Running {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.take().expect("stopped once").send(()).expect("it runs");
         self.task.await.expect("it ends in order").expect("it was told to");
     }
 }
 
 impl Cluster {
-    fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize) -> Self {
         let sockets: Vec<_> = (0..size).map(|_| std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("bound")).collect();
         Self {
             ca: ClusterCa::create().expect("made"),
@@ -59,7 +59,7 @@ impl Cluster {
         }
     }
 
-    fn config(&self, index: usize) -> Config {
+    pub(crate) fn config(&self, index: usize) -> Config {
         let founder = |(i, address): (usize, &SocketAddr)| FounderSection {
             id: i as u64 + 1,
             address: address.to_string(),
@@ -85,9 +85,13 @@ impl Cluster {
     }
 
     fn open(&mut self, index: usize, config: &Config) -> Result<Server, ServeError> {
+        Server::open(config, self.environment(index, config))
+    }
+
+    pub(crate) fn environment(&mut self, index: usize, config: &Config) -> Environment {
         let socket = self.sockets[index].take().expect("a socket is ready");
         let cert = self.ca.issue_node(config.id, &[]).expect("issued");
-        let environment = Environment {
+        Environment {
             disk: self.disks[index].clone(),
             socket,
             tls: NodeTls::new(config.id, self.ca.cert_pem(), &cert).expect("usable"),
@@ -97,18 +101,13 @@ impl Cluster {
             writer: if index == 0 {
                 WriterPlace::Thread
             } else {
-                WriterPlace::Task { latency: Box::new(|| Duration::ZERO) }
+                WriterPlace::Task { latency: Rc::new(|| Duration::ZERO) }
             },
-        };
-        Server::open(config, environment)
+        }
     }
 
-    async fn start(&mut self, index: usize) -> Running {
-        while self.sockets[index].is_none() {
-            // An earlier life's endpoint holds the port until its connections have drained.
-            self.sockets[index] = Socket::bind(self.addresses[index]).ok();
-            tokio::task::yield_now().await;
-        }
+    pub(crate) async fn start(&mut self, index: usize) -> Running {
+        self.bind(index).await;
         let server = self.open(index, &self.config(index)).expect("opened");
         assert_eq!(server.local_addr().expect("bound"), self.addresses[index]);
         let (stop, stopped) = oneshot::channel();
@@ -119,7 +118,15 @@ impl Cluster {
         Running { stop: Some(stop), task }
     }
 
-    async fn asker(&self, index: usize) -> Asker {
+    /// An earlier life's endpoint holds the port until its connections have drained.
+    pub(crate) async fn bind(&mut self, index: usize) {
+        while self.sockets[index].is_none() {
+            self.sockets[index] = Socket::bind(self.addresses[index]).ok();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) async fn asker(&self, index: usize) -> Asker {
         Asker::open(&client(&self.ca, self.addresses[index]).await).await
     }
 }
@@ -131,7 +138,7 @@ fn wall_clock() -> Box<dyn Fn() -> Millis> {
     Box::new(move || Millis(1_800_000_000_000) + start.elapsed())
 }
 
-fn operation(key: &str, level: Level, action: Action) -> ClientRequest {
+pub(crate) fn operation(key: &str, level: Level, action: Action) -> ClientRequest {
     ClientRequest::Operate(Operation {
         keyspace: KeyspaceId::DEFAULT,
         key: Key::new(Bytes::copy_from_slice(key.as_bytes())).expect("a key"),
@@ -146,14 +153,14 @@ fn operation(key: &str, level: Level, action: Action) -> ClientRequest {
     })
 }
 
-fn put(key: &str, value: &str, level: Level) -> ClientRequest {
+pub(crate) fn put(key: &str, value: &str, level: Level) -> ClientRequest {
     let value = Bytes::copy_from_slice(value.as_bytes());
     let mutation = Mutation::Put { value, attributes: Attributes::default(), ttl_millis: 0 };
     operation(key, level, Action::Write { condition: None, mutation })
 }
 
 /// Asks until the cluster is ready to answer.
-async fn ask(asker: &mut Asker, request: &ClientRequest) -> Outcome {
+pub(crate) async fn ask(asker: &mut Asker, request: &ClientRequest) -> Outcome {
     let mut id = 0;
     loop {
         id += 1;
@@ -165,7 +172,7 @@ async fn ask(asker: &mut Asker, request: &ClientRequest) -> Outcome {
     }
 }
 
-async fn value(asker: &mut Asker, key: &str, level: Level) -> Option<String> {
+pub(crate) async fn value(asker: &mut Asker, key: &str, level: Level) -> Option<String> {
     let outcome = ask(asker, &operation(key, level, Action::Read { value: true })).await;
     match outcome.status {
         Status::NotFound => None,

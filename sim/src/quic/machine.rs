@@ -17,7 +17,7 @@ use dunlin_storage::{Engine, MemoryDisk, Options};
 
 use super::air::address_of;
 use super::socket::{SharedAir, SimulatedSocket, lock, now};
-use crate::cluster::{REPLICAS, Upkeep, WallClock, engine_options, flip_a_bit};
+use crate::cluster::{REPLICAS, Upkeep, WallClock, cold_disk, engine_options, flip_a_bit};
 use crate::random::Random;
 
 pub(super) struct Machine {
@@ -44,6 +44,8 @@ pub(super) struct Machine {
     options: Options,
     /// What the engines of earlier lives did.
     upkeep: Cell<Upkeep>,
+    /// Reads that the node did not wait for, in earlier lives.
+    cold_reads: Cell<u64>,
 }
 
 impl Machine {
@@ -53,7 +55,7 @@ impl Machine {
             founders,
             tls,
             air,
-            disk: MemoryDisk::new(),
+            disk: cold_disk(&mut random.fork("reads", 0)),
             clock: RefCell::new(WallClock::new(&mut random)),
             write_time: random.duration(Duration::from_micros(50), Duration::from_millis(4)),
             slow_disk: Cell::new(Duration::ZERO),
@@ -65,6 +67,7 @@ impl Machine {
             refused: RefCell::new(None),
             damage: RefCell::new(None),
             repairs: Cell::new(0),
+            cold_reads: Cell::new(0),
         }
     }
 
@@ -99,6 +102,11 @@ impl Machine {
     /// A bit flips; whether there was one.
     pub(super) fn rot(&self) -> bool {
         flip_a_bit(&self.disk, &mut self.random.borrow_mut())
+    }
+
+    /// Reads that the node did not wait for, in all lives.
+    pub(super) fn cold_reads(&self) -> u64 {
+        self.cold_reads.get() + self.engine().map_or(0, |engine| engine.stats().cold_reads)
     }
 
     /// Why the node did not start; told once.
@@ -138,6 +146,7 @@ impl Machine {
         let engine = self.engine();
         self.repairs.set(self.repairs());
         self.upkeep.set(self.upkeep());
+        self.cold_reads.set(self.cold_reads());
         *self.probe.borrow_mut() = None;
         engine
     }
@@ -192,7 +201,7 @@ impl Machine {
             wall: Box::new(move || clock.upgrade().expect(machine).clock.borrow().read(now())),
             seed,
             data: DataId(u128::from(data) << 1 | 1),
-            writer: WriterPlace::Task { latency: Box::new(move || disk.upgrade().expect(machine).write_latency()) },
+            writer: WriterPlace::Task { latency: Rc::new(move || disk.upgrade().expect(machine).write_latency()) },
         };
         match Server::open(&self.config(), environment) {
             Ok(server) => {

@@ -347,6 +347,7 @@ impl Stage<'_> {
         let Self { sim, air, machines, faults, mishaps, .. } = self;
         let upkeep = machines.iter().map(|machine| machine.upkeep()).sum();
         let installs = machines.iter().map(|machine| machine.repairs()).sum();
+        let cold_reads = machines.iter().map(|machine| machine.cold_reads()).sum();
         let finished = record.finished.take();
         let unfinished = record.unfinished.get();
         // All that lives in it goes now: sockets are closed only while there is a world.
@@ -370,6 +371,7 @@ impl Stage<'_> {
             faults: run_faults,
             traffic: air.traffic(),
             installs,
+            cold_reads,
             replicas,
             upkeep,
             mishaps,
