@@ -1,14 +1,14 @@
-//! `ColdRead`: what a node has to read from the disk and must not wait for itself.
+//! `ColdRead`: what a node has to read from the disk, or to write to it, and must not wait for itself.
 
 use dunlin_protocol::message::{PeerReplyBody, RegisterCall, ReplicaScan};
 use dunlin_protocol::register::{RegisterReply, RegisterRequest, Verdict, Want};
 use dunlin_protocol::{Key, KeyspaceId, PartitionId, Record};
-use dunlin_storage::{Engine, Entry, Found, KeyRef, Position, Wait};
+use dunlin_storage::{Engine, Entry, Found, KeyRef, Position, Prepared, Wait};
 
 use crate::reading::Reading;
 use crate::replica::Asker;
 
-/// A read that would wait for the disk. Whoever owns the node [carries it out](Self::carry_out) where waiting harms nobody, and brings what comes of
+/// A read that would wait for the disk, or a large record to be staged. Whoever owns the node [carries it out](Self::carry_out) where waiting harms nobody, and brings what comes of
 /// it back as [`Input::Read`](crate::Input::Read). Reads may overtake each other.
 #[derive(Debug)]
 pub struct ColdRead(Box<Work>);
@@ -20,8 +20,8 @@ pub struct ReadDone(Box<Done>);
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a `ColdRead` is a box around it")]
 pub(crate) enum Work {
-    /// What tables have of a key, for the register's rule, which then runs on the node's thread.
-    Find { asker: Asker, call: RegisterCall },
+    /// What tables have of a key, and a place for a large record, for the register's rule, which then runs on the node's thread.
+    Prepare { asker: Asker, call: RegisterCall },
     /// A key as it is.
     Look { asker: Asker, call: RegisterCall, want: Want },
     /// The records that go with what was decided.
@@ -34,7 +34,7 @@ pub(crate) enum Work {
 
 #[derive(Debug)]
 pub(crate) enum Done {
-    Found { asker: Asker, call: RegisterCall, found: Result<Found, PeerReplyBody> },
+    Prepared { asker: Asker, call: RegisterCall, prepared: Result<Prepared, PeerReplyBody> },
     Shown { asker: Asker, call: RegisterCall, shown: Result<(PeerReplyBody, Position), PeerReplyBody> },
     Page { asker: Asker, scan: ReplicaScan, page: Result<(PeerReplyBody, Position), PeerReplyBody> },
     Checked { flight: u64, found: Option<Found> },
@@ -51,7 +51,10 @@ impl ColdRead {
     pub fn carry_out(self, engine: &Engine) -> ReadDone {
         let reading = Reading { engine, wait: Wait::Allowed };
         ReadDone(Box::new(match *self.0 {
-            Work::Find { asker, call } => Done::Found { asker, found: reading.find(key_of(&call)), call },
+            Work::Prepare { asker, call } => {
+                let prepared = reading.prepare(&[&call]).pop().expect("as many as were asked for");
+                Done::Prepared { asker, prepared, call }
+            }
             Work::Look { asker, call, want } => {
                 let seen = reading.look(key_of(&call), want);
                 let shown = seen.map(|(view, position)| (PeerReplyBody::Register(RegisterReply::View(view)), position));
@@ -74,10 +77,37 @@ impl ColdRead {
         }))
     }
 
+    /// Whether a large record is to be staged: whoever has several of them carries them out [together](Self::carry_out_together).
+    pub(crate) fn stages(&self, engine: &Engine) -> bool {
+        match &*self.0 {
+            Work::Prepare { call, .. } => record_of(&call.request).is_some_and(|record| engine.is_large(record)),
+            _ => false,
+        }
+    }
+
+    /// Like [`carry_out`](Self::carry_out), with one sync for all that are staged.
+    pub(crate) fn carry_out_together(reads: Vec<Self>, engine: &Engine) -> Vec<ReadDone> {
+        let mut done = Vec::with_capacity(reads.len());
+        let mut calls = Vec::new();
+        for read in reads {
+            match *read.0 {
+                Work::Prepare { asker, call } => calls.push((asker, call)),
+                other => done.push(Self(Box::new(other)).carry_out(engine)),
+            }
+        }
+        let reading = Reading { engine, wait: Wait::Allowed };
+        let all = reading.prepare(&calls.iter().map(|(_, call)| call).collect::<Vec<_>>());
+        let prepared = calls.into_iter().zip(all);
+        done.extend(
+            prepared.map(|((asker, call), prepared)| ReadDone(Box::new(Done::Prepared { asker, call, prepared }))),
+        );
+        done
+    }
+
     /// The bytes of the value that waits with it.
     pub(crate) fn bytes(&self) -> usize {
         match &*self.0 {
-            Work::Find { call, .. } => value_bytes(call),
+            Work::Prepare { call, .. } => value_bytes(call),
             _ => 0,
         }
     }
@@ -91,7 +121,7 @@ impl ReadDone {
     /// As [`ColdRead::bytes`].
     pub(crate) fn bytes(&self) -> usize {
         match &*self.0 {
-            Done::Found { call, .. } => value_bytes(call),
+            Done::Prepared { call, .. } => value_bytes(call),
             _ => 0,
         }
     }

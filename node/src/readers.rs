@@ -1,4 +1,4 @@
-//! The threads that wait for the disk where the node must not.
+//! The threads that wait for the disk where the node must not: some read, and one stages large records, as many together as have gathered.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,6 +30,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something to read, for the threads.
     asked: Condvar,
+    /// There is something to stage, for its thread.
+    staging: Condvar,
     /// The same, for the task.
     asked_task: Notify,
     /// Something was read.
@@ -39,6 +41,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     asked: VecDeque<ColdRead>,
+    /// With a large record to be staged.
+    staging: Vec<ColdRead>,
     done: Vec<ReadDone>,
     stop: bool,
 }
@@ -62,11 +66,14 @@ impl Readers {
         match place {
             WriterPlace::Task { latency } => readers.latency = Some(latency.clone()),
             WriterPlace::Thread => {
-                for i in 0..THREADS {
+                let mut spawn = |name: String, run: fn(&Engine, &Shared)| {
                     let (theirs, engine) = (readers.shared.clone(), readers.engine.clone());
-                    let builder = std::thread::Builder::new().name(format!("dunlin-read-{i}"));
-                    readers.threads.get_mut().push(builder.spawn(move || run_thread(&engine, &theirs))?);
-                }
+                    let thread = std::thread::Builder::new().name(name).spawn(move || run(&engine, &theirs))?;
+                    readers.threads.get_mut().push(thread);
+                    Ok::<_, std::io::Error>(())
+                };
+                (0..THREADS).try_for_each(|i| spawn(format!("dunlin-read-{i}"), run_reader))?;
+                spawn("dunlin-stage".to_owned(), run_stager)?;
             }
         }
         Ok(readers)
@@ -74,6 +81,10 @@ impl Readers {
 
     /// Has it read, some time.
     pub(crate) fn read(&self, read: ColdRead) {
+        if self.latency.is_none() && read.stages(&self.engine) {
+            self.shared.lock().staging.push(read);
+            return self.shared.staging.notify_one();
+        }
         self.shared.lock().asked.push_back(read);
         self.shared.asked.notify_one();
         self.shared.asked_task.notify_one();
@@ -108,8 +119,10 @@ impl Drop for Readers {
         let mut state = self.shared.lock();
         state.stop = true;
         state.asked.clear();
+        state.staging.clear();
         drop(state);
         self.shared.asked.notify_all();
+        self.shared.staging.notify_all();
         for thread in self.threads.take() {
             if thread.join().is_err() {
                 tracing::error!("a reader of the disk panicked");
@@ -118,7 +131,21 @@ impl Drop for Readers {
     }
 }
 
-fn run_thread(engine: &Engine, shared: &Shared) {
+fn run_stager(engine: &Engine, shared: &Shared) {
+    loop {
+        let idle = |state: &mut State| state.staging.is_empty() && !state.stop;
+        let waited = shared.staging.wait_while(shared.lock(), idle);
+        let reads = std::mem::take(&mut waited.expect("no thread panics while it holds the reads").staging);
+        if reads.is_empty() {
+            return;
+        }
+        let done = ColdRead::carry_out_together(reads, engine);
+        shared.lock().done.extend(done);
+        shared.done.notify_one();
+    }
+}
+
+fn run_reader(engine: &Engine, shared: &Shared) {
     loop {
         let idle = |state: &mut State| state.asked.is_empty() && !state.stop;
         let waited = shared.asked.wait_while(shared.lock(), idle);

@@ -1,10 +1,11 @@
 //! What a replica shows of what it holds: registers with their records, and pages of keys.
 
-use dunlin_protocol::message::{PageEntry, PeerReplyBody, ReplicaPage, ReplicaScan};
+use dunlin_protocol::message::{PageEntry, PeerReplyBody, RegisterCall, ReplicaPage, ReplicaScan};
 use dunlin_protocol::register::{Held, PendingView, RecordView, View, Want};
 use dunlin_protocol::{Content, Key, Status};
-use dunlin_storage::{Engine, Entry, Found, KeyRef, Place, Position, ReadError, ScanRange, Wait};
+use dunlin_storage::{Engine, Entry, Found, KeyRef, Place, Position, Prepared, ReadError, ScanRange, Wait};
 
+use crate::cold_read::{key_of, record_of};
 use crate::replica::refuse;
 
 /// A page never carries more than this many bytes of values and keys, whatever was asked: it must fit a frame.
@@ -44,6 +45,29 @@ impl Reading<'_> {
     /// What tables have of a key; waits.
     pub(crate) fn find(&self, key: KeyRef<'_>) -> Result<Found, PeerReplyBody> {
         self.engine.find(key).map_err(|error| self.unread(&error).into_refusal())
+    }
+
+    /// What changes need that would wait for the disk; waits. Large records are synced together.
+    pub(crate) fn prepare(&self, calls: &[&RegisterCall]) -> Vec<Result<Prepared, PeerReplyBody>> {
+        let large = |call: &RegisterCall| record_of(&call.request).is_some_and(|record| self.engine.is_large(record));
+        let of_call = |call: &&RegisterCall| Ok((self.find(key_of(call))?, large(call)));
+        let found: Vec<Result<(Found, bool), PeerReplyBody>> = calls.iter().map(of_call).collect();
+        let mut records = Vec::new();
+        for (call, _) in calls.iter().zip(&found).filter(|(_, found)| matches!(found, Ok((_, true)))) {
+            records.extend(record_of(&call.request).map(|record| (key_of(call), record)));
+        }
+        let (mut staged, mut refusal) = (Vec::new().into_iter(), None);
+        if !records.is_empty() {
+            match self.engine.stage(&records) {
+                Ok(all) => staged = all.into_iter(),
+                Err(error) => refusal = Some(refuse(error.status(), error.to_string())),
+            }
+        }
+        let mut prepare = |(found, is_large): (Found, bool)| match &refusal {
+            Some(refusal) if is_large => Err(refusal.clone()),
+            _ => Ok(Prepared { found: Some(found), staged: if is_large { staged.next() } else { None } }),
+        };
+        found.into_iter().map(|found| found.and_then(&mut prepare)).collect()
     }
 
     /// A register as an entry has it. Superseded: the entry is not the present one any more, and its records are gone.

@@ -11,7 +11,7 @@ use dunlin_membership::Placement;
 use dunlin_protocol::message::{PeerReplyBody, RegisterCall, ReplicaScan};
 use dunlin_protocol::register::{Register, RegisterRequest};
 use dunlin_protocol::{HybridClock, Millis, NodeId, Stamp, Status, Times};
-use dunlin_storage::{Engine, Found, Place, Position, ReadError, Wait, WriteError};
+use dunlin_storage::{Engine, Place, Position, Prepared, ReadError, Wait, WriteError};
 
 use crate::cold_read::{ColdRead, Done, ReadDone, Work, key_of, record_of};
 use crate::outbox::ReplyTo;
@@ -131,10 +131,10 @@ impl Replica {
         done: Done,
     ) -> Option<Answered> {
         let (asker, answer) = match done {
-            Done::Found { asker, call, found: Ok(found) } => {
-                (asker, self.carry_out(wall, placement, clock, asker, &call, Some(found)))
+            Done::Prepared { asker, call, prepared: Ok(prepared) } => {
+                (asker, self.carry_out(wall, placement, clock, asker, &call, Some(prepared)))
             }
-            Done::Found { asker, found: Err(refusal), .. } => (asker, Err(Stop::Refused(refusal))),
+            Done::Prepared { asker, prepared: Err(refusal), .. } => (asker, Err(Stop::Refused(refusal))),
             Done::Shown { asker, call, shown } => {
                 let shown = shown.and_then(|shown| self.check(wall, placement, &call).map(|_| shown));
                 (asker, shown.map_err(Stop::Refused))
@@ -259,11 +259,11 @@ impl Replica {
         clock: &mut HybridClock,
         asker: Asker,
         call: &RegisterCall,
-        found: Option<Found>,
+        prepared: Option<Prepared>,
     ) -> Result<(PeerReplyBody, Position), Stop> {
         observe_all(clock, wall, &call.request)?;
         let Admitted { stale, suspect } = self.check(wall, placement, call)?;
-        let answer = self.run_rule(wall, asker, call, found)?;
+        let answer = self.run_rule(wall, asker, call, prepared)?;
         match (stale, suspect) {
             (Some(refusal), _) => Err(refusal.into()),
             (None, true) => {
@@ -278,11 +278,15 @@ impl Replica {
         wall: Millis,
         asker: Asker,
         call: &RegisterCall,
-        found: Option<Found>,
+        prepared: Option<Prepared>,
     ) -> Result<(PeerReplyBody, Position), Stop> {
-        let (key, request) = (key_of(call), &call.request);
-        let was_found = found.is_some();
-        let updated = self.engine.try_update(key, found, record_of(request), wall, |register: &Register<Place>| {
+        let (key, request, record) = (key_of(call), &call.request, record_of(&call.request));
+        let was_found = prepared.is_some();
+        if !was_found && record.is_some_and(|record| self.engine.is_large(record)) {
+            return Err(Stop::Cold(Work::Prepare { asker, call: call.clone() }));
+        }
+        let prepared = prepared.unwrap_or_default();
+        let updated = self.engine.try_update(key, prepared, record, wall, |register: &Register<Place>| {
             let decision = register.decide(request, wall, &self.times);
             (decision.verdict, decision.change)
         });
@@ -293,7 +297,7 @@ impl Replica {
                 let call = call.clone();
                 return Err(Stop::Cold(match *request {
                     RegisterRequest::Read { want } => Work::Look { asker, call, want },
-                    _ => Work::Find { asker, call },
+                    _ => Work::Prepare { asker, call },
                 }));
             }
             (Err(error), _) => return Err(refuse(error.status(), error.to_string()).into()),

@@ -356,6 +356,7 @@ pub(crate) fn engine_options(random: &mut Random) -> Options {
         disk_reserve_bytes: 8 << 10,
         shards: 4,
         inline_bytes: random.weighted(&[(1, 0), (1, 64)]),
+        stage_bytes: random.weighted(&[(1, 1), (1, 64 << 10)]),
         memtable_bytes: random.weighted(&[(1, 2 << 10), (1, 16 << 10)]),
         table_bytes: random.weighted(&[(1, 1 << 10), (1, 16 << 10)]),
         cache_bytes: 64 << 10,

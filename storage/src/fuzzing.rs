@@ -135,6 +135,7 @@ const OPTIONS: Options = Options {
     pending_limit_bytes: 2048,
     disk_reserve_bytes: 512,
     shards: 4,
+    stage_bytes: 1 << 10,
     inline_bytes: 100,
     memtable_bytes: 1 << 10,
     table_bytes: 2048,

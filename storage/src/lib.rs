@@ -80,5 +80,5 @@ pub use scrub::{ScrubPlace, Scrubbed};
 pub use staging::Staged;
 pub use stats::Stats;
 pub use suspects::Suspects;
-pub use update::Found;
+pub use update::{Found, Prepared};
 pub use verify::{Verification, VerifyProgress, verify, verify_with_progress};

@@ -40,6 +40,9 @@ pub struct Options {
     pub shards: usize,
     /// Records of up to so many bytes of lineage, attributes and value lie in the index, larger ones in segments only. At most 1,024. Default: 512.
     pub inline_bytes: usize,
+    /// Values of at least so many bytes are large: their records are worth [staging](crate::Engine::stage), so that others do not wait for them.
+    /// Default: 64 KiB.
+    pub stage_bytes: usize,
     /// What changed since the last flush may take so much memory before it is flushed; as much again while it is, then writes are refused as
     /// overload. 1 KiB to 1 GiB. Default: 32 MiB.
     pub memtable_bytes: u64,
@@ -60,6 +63,7 @@ impl Default for Options {
             disk_reserve_bytes: 4 << 20,
             shards: 32,
             inline_bytes: 512,
+            stage_bytes: 64 << 10,
             memtable_bytes: 32 << 20,
             table_bytes: 64 << 20,
             cache_bytes: 96 << 20,

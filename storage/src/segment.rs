@@ -17,6 +17,7 @@
 //! A segment is preallocated in steps, and where batches are small written ahead with zeros. It is sealed (synced and cut to its length) when the
 //! writer goes on to the next one, which was made, synced and listed in the manifest before anything was appended to it.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -130,6 +131,12 @@ impl Hold {
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.0
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hold").field(&self.0.id).finish()
     }
 }
 

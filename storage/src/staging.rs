@@ -23,6 +23,7 @@ use crate::place::{Place, SEGMENTS_DIR, SegmentId};
 use crate::segment::{Hold, SEGMENT_HEADER_LEN};
 
 /// A record that is on the disk, synced, and not yet part of anything: for [`Engine::update_staged`]. Dropped unused, it is garbage.
+#[derive(Debug)]
 pub struct Staged {
     pub(crate) head: RecordHead,
     pub(crate) place: Place,
@@ -47,6 +48,11 @@ pub(crate) struct Stage {
 }
 
 impl Engine {
+    /// Whether a record is large enough to be [staged](Self::stage), as [`Options::stage_bytes`](crate::Options::stage_bytes) says. It need not be.
+    pub fn is_large(&self, record: &Record) -> bool {
+        record.content.bytes().is_some_and(|value| value.len() >= self.options.stage_bytes)
+    }
+
     /// Writes records to the segment for large ones and syncs once. Blocks for as long as the disk takes, and holds no lock that reads, updates or the
     /// log's writer take: for a thread of its own.
     ///

@@ -32,6 +32,15 @@ impl Found {
     }
 }
 
+/// What another thread did for an update that does not wait for the disk.
+#[derive(Default, Debug)]
+pub struct Prepared {
+    /// What it found of the key.
+    pub found: Option<Found>,
+    /// The record, staged: for those that [`Engine::is_large`] names.
+    pub staged: Option<Staged>,
+}
+
 impl Engine {
     /// Applies a rule to a key: `rule` sees the register under the key's lock, and the change that it returns, if any, is appended to the log and
     /// carried out before anybody else sees the key. `record` is stored by a change that
@@ -64,23 +73,27 @@ impl Engine {
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
-        assert_eq!(staged.key, crate::table::key(key), "a record is staged for one key");
-        self.update_with(key, (None, Wait::Allowed), Incoming::Staged(&staged), stored_at, rule)
+        self.update_with(key, (None, Wait::Allowed), Incoming::staged(&staged, key), stored_at, rule)
     }
 
-    /// Like [`update`](Self::update), but without waiting for the disk. `found` is what another thread found of this key meanwhile, if it did.
+    /// Like [`update`](Self::update), but without waiting for the disk. `prepared` is what another thread did for it meanwhile, if it did.
     ///
     /// # Errors
     /// [`ReadError::WouldBlock`]: have another thread [`find`](Self::find) it, and come back with that. The rule was not asked.
+    ///
+    /// # Panics
+    /// As [`update`](Self::update) and [`update_staged`](Self::update_staged).
     pub fn try_update<R>(
         &self,
         key: KeyRef<'_>,
-        found: Option<Found>,
+        prepared: Prepared,
         record: Option<&Record>,
         stored_at: Millis,
         rule: impl FnOnce(&Register<Place>) -> (R, Option<Change>),
     ) -> Result<Updated<R>, WriteError> {
-        self.update_with(key, (found, Wait::Never), Incoming::of(record), stored_at, rule)
+        let Prepared { found, staged } = prepared;
+        let record = staged.as_ref().map_or(Incoming::of(record), |staged| Incoming::staged(staged, key));
+        self.update_with(key, (found, Wait::Never), record, stored_at, rule)
     }
 
     /// Reads from the disk what [`try_update`](Self::try_update) and [`try_entry`](Self::try_entry) need of a key.
@@ -214,6 +227,11 @@ enum Incoming<'a> {
 impl<'a> Incoming<'a> {
     fn of(record: Option<&'a Record>) -> Self {
         record.map_or(Self::None, Self::Whole)
+    }
+
+    fn staged(staged: &'a Staged, key: KeyRef<'_>) -> Self {
+        assert_eq!(staged.key, crate::table::key(key), "a record is staged for one key");
+        Self::Staged(staged)
     }
 
     fn head(&self) -> Option<RecordHead> {

@@ -98,11 +98,13 @@ pub(crate) struct RawDev {
 
 /// Run one node, until SIGTERM or Ctrl-C
 ///
-/// What it logs goes to stderr; DUNLIN_LOG says how much (error, warn, info, debug, or a filter). Besides id, data, listen, [cluster] and [tls] the
-/// configuration may set how the engine works in [storage] (segment_bytes, memtable_bytes, cache_bytes, inline_bytes, garbage_percent, sync,
-/// pending_limit_bytes, disk_reserve_bytes, scrub_period = "7d" or "off", scrub_least_rate, scrub_most_rate) and connections in [network].
+/// What it logs goes to stderr; DUNLIN_LOG says how much (error, warn, info, debug, or a filter).
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  dunlin serve --config /etc/dunlin/node.toml")]
+#[command(
+    after_help = "Besides id, data, listen, [cluster] and [tls] the configuration may set how the engine works in [storage] (segment_bytes, memtable_bytes, cache_bytes, \
+inline_bytes, stage_bytes, garbage_percent, sync = \"always\", \"interval\" or \"never\", sync_interval_millis, pending_limit_bytes, disk_reserve_bytes, scrub_period = \"7d\" or \
+\"off\", scrub_least_rate, scrub_most_rate) and connections in [network].\n\nExamples:\n  dunlin serve --config /etc/dunlin/node.toml"
+)]
 pub(crate) struct RawServe {
     /// The configuration, as TOML
     #[arg(long, env = "DUNLIN_CONFIG", value_name = "FILE")]

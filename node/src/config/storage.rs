@@ -23,6 +23,9 @@ pub struct StorageSection {
     /// Values and attributes up to this lie in the index, where one read finds them and merges copy them; larger ones stay where they were written: 0
     /// to 1,024. Default: 512.
     pub inline_bytes: u64,
+    /// Values of at least this go to segments of their own, and others do not wait behind them: from 1. Two syncs one after the other are the price.
+    /// Default: 64 KiB.
+    pub stage_bytes: u64,
     /// A segment is collected when more than this share of it, in hundredths, is dead: 1 to 100. Less takes less room on the disk and more writing.
     /// Default: 20.
     pub garbage_percent: u8,
@@ -52,6 +55,7 @@ impl Default for StorageSection {
             memtable_bytes: options.memtable_bytes,
             cache_bytes: options.cache_bytes,
             inline_bytes: options.inline_bytes as u64,
+            stage_bytes: options.stage_bytes as u64,
             garbage_percent: options.garbage_percent,
             sync: SyncSection::Always,
             sync_interval_millis: 100,
@@ -72,6 +76,7 @@ impl StorageSection {
         in_range("storage.memtable_bytes", self.memtable_bytes, least, most)?;
         in_range("storage.cache_bytes", self.cache_bytes, 64 << 10, 1 << 40)?;
         in_range("storage.inline_bytes", self.inline_bytes, 0, Options::MAX_INLINE_BYTES as u64)?;
+        in_range("storage.stage_bytes", self.stage_bytes, 1, 1 << 40)?;
         in_range("storage.garbage_percent", self.garbage_percent.into(), 1, 100)?;
         in_range("storage.pending_limit_bytes", self.pending_limit_bytes, 64 << 10, 1 << 30)?;
         in_range("storage.disk_reserve_bytes", self.disk_reserve_bytes, 64 << 10, 1 << 30)?;
@@ -91,6 +96,7 @@ impl StorageSection {
             memtable_bytes: self.memtable_bytes,
             cache_bytes: self.cache_bytes,
             inline_bytes: self.inline_bytes as usize,
+            stage_bytes: usize::try_from(self.stage_bytes).unwrap_or(usize::MAX),
             garbage_percent: self.garbage_percent,
             sync,
             pending_limit_bytes: self.pending_limit_bytes,

@@ -59,18 +59,26 @@ impl Disk for Observed {
     }
 }
 
+impl ObservedFile {
+    fn wait(&self) {
+        self.waited.lock().expect("nobody panics with it").push(std::thread::current().id());
+    }
+}
+
 impl DiskFile for ObservedFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.waited.lock().expect("nobody panics with it").push(std::thread::current().id());
+        self.wait();
         self.file.read_at(offset, buffer)
     }
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         self.file.try_read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.wait();
         self.file.write_at(offset, bytes)
     }
     fn sync(&self) -> io::Result<()> {
+        self.wait();
         self.file.sync()
     }
     fn len(&self) -> io::Result<u64> {
@@ -138,6 +146,13 @@ fn a_node_never_waits_for_its_disk() {
                 assert_eq!(value(&mut asker, &format!("{kind}-{i}"), level).await.as_deref(), Some("2"));
             }
         }
+        // Large enough to be staged, where a plain write stores it and where a proposer has it accepted.
+        let huge = "y".repeat(config.storage.stage_bytes);
+        for (key, level) in [("plain", Level::Quorum), ("serial", Level::Serial)] {
+            let outcome = ask(&mut asker, &put(key, &huge, level)).await;
+            assert_eq!(outcome.status, Status::Ok, "{key}: {outcome:?}");
+            assert_eq!(value(&mut asker, key, level).await.as_ref(), Some(&huge));
+        }
         let outcome = ask(&mut asker, &operation("nowhere", Level::Quorum, Action::Read { value: true })).await;
         assert_eq!(outcome.status, Status::NotFound);
         let scan = ScanRequest {
@@ -152,10 +167,10 @@ fn a_node_never_waits_for_its_disk() {
             timeout_millis: 5_000,
         };
         let ReplyBody::Page(page) = asker.ask(1_000_000, &ClientRequest::Scan(scan)).await else { panic!("a page") };
-        assert_eq!(page.entries.len(), 12);
+        assert_eq!(page.entries.len(), 14);
 
         let stats = probe.engine().expect("it runs").stats();
-        assert!(stats.cold_reads >= 12, "{stats:?}");
+        assert!(stats.cold_reads >= 12 && stats.staged == 2, "{stats:?}");
         let threads = waited.lock().expect("nobody panics with it").clone();
         assert!(threads.len() >= 12, "{} reads", threads.len());
         assert!(!threads.contains(&std::thread::current().id()), "the node's thread waited for its disk");

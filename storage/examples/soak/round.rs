@@ -13,6 +13,7 @@ use dunlin_storage::{Engine, FileDisk, Options, Recovery, ScanRange, Stats, Sync
 use crate::model::{Model, PARTITIONS, Random, check_records, recover};
 
 const OPTIONS: Options = Options {
+    stage_bytes: 4 << 10,
     segment_bytes: 256 << 10,
     sync: Sync::Always,
     pending_limit_bytes: 128 << 10,

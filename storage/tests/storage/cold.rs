@@ -3,7 +3,7 @@
 use dunlin_protocol::register::{Change, Register};
 use dunlin_protocol::{Ballot, KeyspaceId, Millis, PartitionId, Record};
 use dunlin_storage::{
-    Engine, Entry, Found, KeyRef, MemoryDisk, Options, Place, ReadError, ScanRange, Wait, WriteError,
+    Engine, Entry, Found, KeyRef, MemoryDisk, Options, Place, Prepared, ReadError, ScanRange, Wait, WriteError,
 };
 
 use crate::support::{Random, SMALL, TINY, flush, key, look, maintain, record, store, tombstone, value};
@@ -34,10 +34,11 @@ fn freeze(disk: &MemoryDisk, engine: &Engine) {
 
 /// Stores, without waiting; with what `found` says.
 fn try_store(engine: &Engine, at: KeyRef<'_>, found: Option<Found>, record: &Record) -> Result<Entry, WriteError> {
-    let stored = engine.try_update(at, found, Some(record), Millis(1), |held: &Register<Place>| {
-        assert!(held.head().stamp < record.stamp, "the rule sees what is there: {held:?}");
-        (held.head().stamp, Some(STORE))
-    });
+    let stored =
+        engine.try_update(at, Prepared { found, staged: None }, Some(record), Millis(1), |held: &Register<Place>| {
+            assert!(held.head().stamp < record.stamp, "the rule sees what is there: {held:?}");
+            (held.head().stamp, Some(STORE))
+        });
     stored.map(|updated| updated.entry)
 }
 
@@ -54,7 +55,7 @@ fn an_update_that_would_wait_changes_nothing_and_goes_on_with_what_was_found() {
     disk.set_cold(100, 0);
     let before = engine.end();
     assert!(would_block(try_store(&engine, key(1, b"a"), None, &record(6, "new"))));
-    assert!(would_block(engine.try_update(key(1, b"a"), None, None, Millis(1), |_| -> ((), _) {
+    assert!(would_block(engine.try_update(key(1, b"a"), Prepared::default(), None, Millis(1), |_| -> ((), _) {
         unreachable!("the rule is asked once it can be answered")
     })));
     assert_eq!((engine.end(), engine.stats().writes, engine.stats().refused), (before, 0, 0));
@@ -179,10 +180,17 @@ fn updates_with_what_others_found_agree_with_the_model() {
             let new =
                 if random.below(8) == 0 { tombstone(n) } else { record(n, vec![n as u8; random.below(250) as usize]) };
             let expected = model.contains_key(&at);
-            let done = engine.try_update(key(at.0, &at.1), of_key, Some(&new), Millis(1), |held: &Register<Place>| {
-                assert_eq!(held.record.is_some_and(|held| !held.head.tombstone), expected, "{at:?}");
-                ((), Some(STORE))
-            });
+            // Others may have staged the record, too.
+            let staged = match random.below(3) {
+                0 => engine.stage(&[(key(at.0, &at.1), &new)]).ok().and_then(|mut staged| staged.pop()),
+                _ => None,
+            };
+            let prepared = Prepared { found: of_key, staged };
+            let done =
+                engine.try_update(key(at.0, &at.1), prepared, Some(&new), Millis(1), |held: &Register<Place>| {
+                    assert_eq!(held.record.is_some_and(|held| !held.head.tombstone), expected, "{at:?}");
+                    ((), Some(STORE))
+                });
             assert_eq!(disk.waits(), 0, "only finding waits");
             disk.watch(false);
             match done {

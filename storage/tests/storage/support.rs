@@ -14,6 +14,7 @@ pub(crate) const SMALL: Options = Options {
     disk_reserve_bytes: 512,
     shards: 4,
     inline_bytes: 100,
+    stage_bytes: 300,
     memtable_bytes: 1 << 20,
     table_bytes: 4096,
     cache_bytes: 8192,
