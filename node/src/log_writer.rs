@@ -159,13 +159,11 @@ impl Work {
         }
         self.sync_in_time(shared);
         self.tell_disk_full();
-        if self.engine.wants_upkeep() {
-            match self.does_upkeep {
-                true => {
-                    self.upkeep.step(&self.engine);
-                }
-                false => shared.order_upkeep(),
-            }
+        // Garbage asks for nothing: whoever looks after it looks for it, too.
+        if self.does_upkeep {
+            self.upkeep.step(&self.engine);
+        } else if self.engine.wants_upkeep() {
+            shared.order_upkeep();
         }
         if let Some(until) = orders.reserve {
             match self.clock.reserve(until) {
