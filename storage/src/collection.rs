@@ -57,6 +57,12 @@ struct Cold {
     is_listed: bool,
 }
 
+impl Collection {
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.victim.is_some()
+    }
+}
+
 impl Engine {
     /// Whether there is more to do.
     pub(crate) fn collect_step(&self, collection: &mut Collection, slice_bytes: u64) -> Result<bool, WriteError> {

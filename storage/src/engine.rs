@@ -19,6 +19,7 @@ use crate::pin::Pin;
 use crate::place::{Place, Position};
 use crate::recovery::{Opened, Recovery};
 use crate::references::Segments;
+use crate::reserve::Reserve;
 use crate::scrub::ScrubPlace;
 use crate::segment::subtract;
 use crate::staging::Stage;
@@ -118,6 +119,8 @@ pub struct Engine {
     pub(crate) covered: AtomicU64,
     /// Garbage grows faster than it is collected.
     pub(crate) too_much_garbage: AtomicBool,
+    /// What a piece of a merge may take on the disk.
+    pub(crate) piece_bytes: AtomicU64,
     /// What the frozen memtables take in memory.
     pub(crate) frozen_bytes: AtomicU64,
     /// How many tables lie in level 0.
@@ -151,6 +154,7 @@ pub(crate) struct Counters {
     pub(crate) flushes: AtomicU64,
     pub(crate) flushed_bytes: AtomicU64,
     pub(crate) merges: AtomicU64,
+    pub(crate) merged_pieces: AtomicU64,
     pub(crate) merged_bytes: AtomicU64,
     pub(crate) unremoved: AtomicU64,
     pub(crate) collected: AtomicU64,
@@ -190,6 +194,7 @@ impl Engine {
             synced: end,
             zeroed: 0,
             next,
+            reserve: Reserve::default(),
             left,
         };
         let engine = Self {
@@ -215,6 +220,7 @@ impl Engine {
             upkeep_due: AtomicBool::new(false),
             too_much_garbage: AtomicBool::new(false),
             covered: AtomicU64::new(covered),
+            piece_bytes: AtomicU64::new(0),
             frozen_bytes: AtomicU64::new(0),
             level0: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -448,6 +454,7 @@ impl Engine {
             flushes: counted(&self.counters.flushes),
             flushed_bytes: counted(&self.counters.flushed_bytes),
             merges: counted(&self.counters.merges),
+            merged_pieces: counted(&self.counters.merged_pieces),
             merged_bytes: counted(&self.counters.merged_bytes),
             unremoved: counted(&self.counters.unremoved),
             collected: counted(&self.counters.collected),

@@ -10,6 +10,8 @@ use crate::table::{Merging, Table, TableId, TableWriter};
 /// Writes tables, a slice at a time. Until they are installed they are nobody's.
 pub(crate) struct Job {
     merging: Merging,
+    /// What lies above is left.
+    upto: Option<Vec<u8>>,
     writer: Option<TableWriter>,
     /// A table that could not be finished.
     unfinished: Option<TableId>,
@@ -30,7 +32,14 @@ pub(crate) enum JobError {
 
 impl Job {
     pub(crate) fn new(merging: Merging, drop_marks: bool, position: u64, table_bytes: u64) -> Self {
-        Self { merging, writer: None, unfinished: None, outputs: Vec::new(), drop_marks, position, table_bytes }
+        let (writer, unfinished, outputs) = (None, None, Vec::new());
+        Self { merging, upto: None, writer, unfinished, outputs, drop_marks, position, table_bytes }
+    }
+
+    /// Ends at this key.
+    pub(crate) fn upto(mut self, last: Option<Vec<u8>>) -> Self {
+        self.upto = last;
+        self
     }
 
     /// Moves about so many bytes; whether all is written.
@@ -42,6 +51,9 @@ impl Job {
     ) -> Result<bool, JobError> {
         let mut moved = 0;
         while let Some(key) = self.merging.key() {
+            if self.upto.as_ref().is_some_and(|last| key > last.as_slice()) {
+                break;
+            }
             if moved >= slice_bytes {
                 return Ok(false);
             }

@@ -7,7 +7,7 @@
 //! [`Engine::write_pending`] from a writer thread and [`Engine::maintain`] (flush, merge, collection) from another, or both as events of a simulation. All file access goes through a [`Disk`]: a [`FileDisk`] or, with
 //! crashes and faults, a [`MemoryDisk`].
 //!
-//! A data directory holds `MANIFEST`, `segments/<id>.seg`, `tables/<id>.tbl`, `tables/<id>.dig` and `snapshots/<name>/`, each of which is a data directory of its own. Beside
+//! A data directory holds `MANIFEST`, `RESERVE`, `segments/<id>.seg`, `tables/<id>.tbl`, `tables/<id>.dig` and `snapshots/<name>/`, each of which is a data directory of its own. Beside
 //! them there are a few small files: [`Identity`], [`ClockFile`], and whatever the owner keeps with [`store_blob`].
 //!
 //! It deliberately does not: decide anything about stamps or ballots, read a clock for anything but statistics, retry a failed write or sync of the
@@ -17,6 +17,7 @@ mod blob;
 mod check;
 mod clock_file;
 mod collection;
+mod descent;
 mod digest;
 mod digests;
 mod disk;
@@ -37,6 +38,7 @@ mod log;
 mod maintenance;
 mod manifest;
 mod memtable;
+mod merge;
 mod options;
 mod pin;
 mod pinned;
@@ -45,6 +47,7 @@ mod reading;
 mod recovery;
 mod references;
 mod replay;
+mod reserve;
 mod rest;
 mod room;
 mod scan;

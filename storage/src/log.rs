@@ -101,7 +101,6 @@ pub(crate) struct Log {
     unannounced: AtomicBool,
     poisoned: AtomicBool,
     limit: u64,
-    reserve: u64,
     max_frame: usize,
 }
 
@@ -130,7 +129,6 @@ impl Log {
             unannounced: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             limit: options.pending_limit_bytes,
-            reserve: options.disk_reserve_bytes,
             max_frame: usize::try_from(options.segment_bytes).unwrap_or(usize::MAX).saturating_sub(overhead),
         }
     }
@@ -160,7 +158,8 @@ impl Log {
         }
         let goes_on = state.gathering.last().is_some_and(|run| run.segment.id == state.active.segment.id);
         let need = len + if goes_on { 0 } else { BATCH_LEN as u64 };
-        let keeps_reserve = !state.disk_full || demand.is_exempt || state.room() >= need + self.reserve;
+        // What room there is on a full disk is for what has to go on, and for upkeep.
+        let keeps_reserve = !state.disk_full || demand.is_exempt;
         let active = &state.active;
         let fits = active.offset + need <= active.reserved;
         // While the active segment can still be allocated further there is no spare.
@@ -229,6 +228,17 @@ impl Log {
         let state = self.lock();
         let waited = self.pending.wait_timeout_while(state, timeout, |state| !state.is_pending());
         waited.expect("no thread panics while it holds the log").0.is_pending()
+    }
+
+    /// Something else than a frame was refused for lack of room: the writer is to look for some.
+    pub(crate) fn ask_for_room(&self) {
+        let mut state = self.lock();
+        let wakes = !state.is_pending() && !state.is_writer_busy;
+        (state.wants_room, state.is_at_rest) = (true, false);
+        drop(state);
+        if wakes {
+            self.announce();
+        }
     }
 
     /// Takes all that was appended, for the writer. What is appended from now on is a batch of its own. `synced_upto`: the log is synced

@@ -1,10 +1,5 @@
 //! Upkeep: flushing the memtable, merging tables, and whatever else is done beside reads and writes, in steps.
-//!
-//! Tables lie in few levels. What is flushed comes to level 0; from four tables there all of them are merged into level 1, which is one run of tables, as
-//! every deeper level is. A level that is longer than its target hands one table after another, round and round, to the next one, whose target is ten
-//! times as long. A level is also handed on where more than a fifth of all entries are superseded.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -12,35 +7,26 @@ use crate::collection::Collection;
 use crate::digests::{self, Captured, DigestsId};
 use crate::disk::Wait;
 use crate::engine::{Engine, count};
-use crate::error::{ReadError, WriteError, is_disk_full};
+use crate::error::{WriteError, is_disk_full};
 use crate::frozen::{Frozen, Moment};
 use crate::job::{Job, JobError};
 use crate::manifest::Manifest;
+use crate::merge::Merges;
 use crate::place::SegmentId;
 use crate::stopwatch::Stopwatch;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::table::{Merging, RunCursor, Source, TABLES_DIR, Table, TableId};
-use crate::view::{Levels, View};
+use crate::table::{TABLES_DIR, TableId};
+use crate::view::View;
 
-/// So many tables in level 0 are merged.
-const MERGE_AT: usize = 4;
 /// From so many on writes are refused as overload: they are merged more slowly than they are made.
 const OVERLOADED_AT: usize = 24;
-/// A level may be so many times as long as the one above it.
-const GROWTH: u64 = 10;
-/// More levels than this are never needed.
-pub(crate) const MAX_LEVELS: usize = 7;
 
 /// What upkeep is in the middle of.
 #[derive(Default)]
 pub(crate) struct Maintenance {
     flush: Option<Flush>,
-    merge: Option<Merge>,
-    /// Where in each level the last table was taken from.
-    handed_on: [Vec<u8>; MAX_LEVELS],
+    merges: Merges,
     collection: Collection,
-    /// Tables with damage that was reported: merges pass over it.
-    damaged: BTreeSet<TableId>,
     /// A snapshot that waits for the log, and the log's end when it was first asked for.
     pub(crate) asked_snapshot: Option<(String, u64)>,
 }
@@ -49,14 +35,6 @@ struct Flush {
     job: Job,
     /// What is flushed, the newest first.
     frozen: Vec<Arc<Frozen>>,
-    watch: Stopwatch,
-}
-
-struct Merge {
-    job: Job,
-    inputs: Vec<TableId>,
-    /// Of the outputs.
-    level: u8,
     watch: Stopwatch,
 }
 
@@ -69,16 +47,38 @@ impl Engine {
     /// Without exception the data are whole, and the step may be tried again, where the engine is not poisoned now. [`WriteError::DiskFull`]: there is no
     /// room for new tables.
     pub fn maintain(&self, slice_bytes: u64) -> Result<bool, WriteError> {
-        let mut guard = self.maintenance.lock().expect("upkeep does not panic");
-        let maintenance = &mut *guard;
+        let maintenance = &mut *self.maintenance.lock().expect("upkeep does not panic");
         if self.log.is_poisoned() {
             return Err(WriteError::Poisoned);
         }
+        match self.upkeep_step(maintenance, slice_bytes) {
+            Err(WriteError::DiskFull) if self.lend_reserve()? => {
+                // A flush comes first; what was merged so far takes room.
+                self.remove_tables(&maintenance.merges.give_up());
+                Ok(true)
+            }
+            Ok(true) if self.is_at_work(maintenance) => Ok(true),
+            done => {
+                self.end_lending()?;
+                done
+            }
+        }
+    }
+
+    fn is_at_work(&self, maintenance: &Maintenance) -> bool {
+        let Maintenance { flush, merges, collection, .. } = maintenance;
+        flush.is_some() || merges.is_at_work() || collection.is_at_work() || !self.view().frozen.is_empty()
+    }
+
+    fn upkeep_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<bool, WriteError> {
         self.mark_noted()?;
+        if self.is_log_in_the_way() && self.view().frozen.is_empty() && self.leave_segment()? {
+            self.freeze_even(true);
+        }
         if let Some(done) = self.flush_step(maintenance, slice_bytes)? {
             return Ok(done);
         }
-        let has_merged = self.merge_step(maintenance, slice_bytes)?;
+        let has_merged = self.merge_step(&mut maintenance.merges, slice_bytes)?;
         let is_behind = self.note_garbage(&maintenance.collection);
         if (!has_merged || is_behind) && self.collect_step(&mut maintenance.collection, slice_bytes)? {
             return Ok(true);
@@ -99,7 +99,20 @@ impl Engine {
     /// The memtable is full, or the log that would have to be replayed too long.
     fn is_flush_due(&self) -> bool {
         let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
-        self.memtable.bytes() >= self.options.memtable_bytes || log_len >= self.options.log_limit()
+        self.memtable.bytes() >= self.options.memtable_bytes
+            || log_len >= self.options.log_limit()
+            || self.is_log_in_the_way()
+    }
+
+    /// On a full disk a flush gives back the log's old segments, and has to come before the log's reserve is used up.
+    fn is_log_in_the_way(&self) -> bool {
+        let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
+        self.log.is_disk_full() && log_len >= self.options.disk_reserve_bytes / 2
+    }
+
+    /// What a flush of everything would write, roughly.
+    pub(crate) fn unflushed_bytes(&self) -> u64 {
+        self.memtable.bytes() + self.frozen_bytes.load(Ordering::Relaxed)
     }
 
     /// Refuses what would not fit into memory, or what upkeep cannot keep up with.
@@ -140,6 +153,7 @@ impl Engine {
         let mut view = self.view.write().expect("no thread panics while it holds the view");
         let mut changed = (**view).clone();
         change(&mut changed);
+        self.piece_bytes.store(self.longest_piece(&changed.levels), Ordering::Relaxed);
         let frozen_bytes = changed.frozen.iter().map(|frozen| frozen.bytes()).sum();
         self.frozen_bytes.store(frozen_bytes, Ordering::Relaxed);
         self.level0.store(changed.levels.level(0).len(), Ordering::Relaxed);
@@ -183,7 +197,7 @@ impl Engine {
                 let files = flush.job.files();
                 maintenance.flush = None;
                 self.remove_tables(&files);
-                Err(self.job_failed(maintenance, error))
+                Err(self.job_failed(error))
             }
         }
     }
@@ -263,151 +277,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether there is more to do.
-    fn merge_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<bool, WriteError> {
-        if maintenance.merge.is_none() {
-            let levels = self.view().levels.clone();
-            let Some(level) = self.next_merge(&levels) else { return Ok(false) };
-            maintenance.merge = Some(self.begin_merge(maintenance, &levels, level)?);
-        }
-        let Some(merge) = &mut maintenance.merge else { return Ok(false) };
-        match merge.job.run(&*self.disk, slice_bytes, || self.new_table_id()) {
-            Ok(false) => Ok(true),
-            Ok(true) => {
-                let Some(merge) = maintenance.merge.take() else { return Ok(false) };
-                let files = merge.job.files();
-                self.install_merge(merge).inspect_err(|_| self.remove_unlisted(&files))?;
-                Ok(true)
-            }
-            Err(error) => {
-                let (files, inputs) = (merge.job.files(), merge.inputs.clone());
-                maintenance.merge = None;
-                self.remove_tables(&files);
-                if let JobError::Read(ReadError::Damaged(_)) = &error {
-                    maintenance.damaged.extend(inputs);
-                }
-                Err(self.job_failed(maintenance, error))
-            }
-        }
-    }
-
-    /// How long a level below level 0 may be.
-    fn target_bytes(&self, level: usize) -> u64 {
-        self.options.memtable_bytes * MERGE_AT as u64 * GROWTH.pow(level.saturating_sub(1) as u32)
-    }
-
-    /// The bytes that have to go to the next level for each level to be as short as it should be.
-    pub(crate) fn merge_debt(&self, levels: &Levels) -> u64 {
-        let level0 = if levels.level(0).len() >= MERGE_AT { levels.bytes(0) } else { 0 };
-        let deeper = (1..MAX_LEVELS - 1).map(|level| levels.bytes(level).saturating_sub(self.target_bytes(level)));
-        level0 + deeper.sum::<u64>()
-    }
-
-    /// The level whose tables are to be merged into the next one.
-    fn next_merge(&self, levels: &Levels) -> Option<usize> {
-        let target = |level: usize| self.target_bytes(level);
-        if levels.level(0).len() >= MERGE_AT {
-            return Some(0);
-        }
-        let mut deeper = 1..MAX_LEVELS - 1;
-        if let Some(level) = deeper.find(|level| levels.bytes(*level) > target(*level)) {
-            return Some(level);
-        }
-        // At rest little is to be superseded.
-        let entries: u64 = levels.tables().map(|table| table.meta().entries).sum();
-        let keys = self.key_count();
-        if entries <= keys + keys / 4 + 64 {
-            return None;
-        }
-        let has = |level: usize| !levels.level(level).is_empty();
-        let deepest = (0..MAX_LEVELS).rfind(|level| has(*level))?;
-        let first = (0..deepest).find(|level| has(*level));
-        first.or((deepest == 0 && levels.level(0).len() > 1).then_some(0))
-    }
-
-    fn begin_merge(&self, maintenance: &mut Maintenance, levels: &Levels, level: usize) -> Result<Merge, WriteError> {
-        let watch = Stopwatch::start();
-        let upper: Vec<Arc<Table>> = match level {
-            0 => levels.level(0).to_vec(),
-            _ => {
-                let last = &maintenance.handed_on[level];
-                let tables = levels.level(level);
-                let next = tables.iter().find(|table| table.meta().smallest > *last).or(tables.first());
-                next.into_iter().cloned().collect()
-            }
-        };
-        let smallest = upper.iter().map(|table| &*table.meta().smallest).min().unwrap_or_default();
-        let largest = upper.iter().map(|table| &*table.meta().largest).max().unwrap_or_default();
-        maintenance.handed_on[level] = smallest.to_vec();
-        let lower = levels.overlapping(level + 1, smallest, largest);
-        let all = || upper.iter().chain(&lower);
-        let smallest = all().map(|table| &*table.meta().smallest).min().unwrap_or_default();
-        let largest = all().map(|table| &*table.meta().largest).max().unwrap_or_default();
-        let nothing_below =
-            (level + 2..levels.0.len()).all(|below| levels.overlapping(below, smallest, largest).is_empty());
-        let run = |tables: Arc<[Arc<Table>]>| {
-            let skips_damage = tables.iter().any(|table| maintenance.damaged.contains(&table.id()));
-            Ok(Source::Run(RunCursor::seek(tables, &[], skips_damage, Wait::Allowed).map_err(|error| {
-                self.note_damage(&error);
-                WriteError::Read(error)
-            })?))
-        };
-        let mut sources = Vec::new();
-        for table in &upper {
-            sources.push(run([table.clone()].into()));
-        }
-        sources.push(run(lower.clone().into()));
-        let sources: Result<Vec<_>, WriteError> = sources.into_iter().collect();
-        let inputs: Vec<TableId> = all().map(|table| table.id()).collect();
-        let sources = sources.inspect_err(|error| {
-            if let WriteError::Read(ReadError::Damaged(_)) = error {
-                maintenance.damaged.extend(inputs.iter().copied());
-            }
-        })?;
-        let position = all().map(|table| table.meta().position).max().unwrap_or(0);
-        let job = Job::new(Merging::new(sources), nothing_below, position, self.options.table_bytes);
-        Ok(Merge { job, inputs, level: level as u8 + 1, watch })
-    }
-
-    fn install_merge(&self, merge: Merge) -> Result<(), WriteError> {
-        let Merge { job, inputs, level, watch } = merge;
-        self.sync_tables()?;
-        let mut manifest = self.lock_manifest();
-        let mut changed = manifest.clone();
-        changed.tables.retain(|(id, _)| !inputs.contains(id));
-        changed.tables.extend(job.outputs.iter().map(|table| (table.id(), level)));
-        self.replace_manifest(&mut manifest, changed)?;
-        drop(manifest);
-        self.change_view(|view| {
-            let levels = Arc::make_mut(&mut view.levels);
-            inputs.iter().for_each(|id| levels.remove(*id));
-            job.outputs.iter().for_each(|table| levels.add(level.into(), table.clone()));
-        });
-        count(&self.counters.merges, 1);
-        self.counters.merge_time.record(watch.nanos());
-        count(&self.counters.merged_bytes, job.outputs.iter().map(|table| table.meta().file_len).sum());
-        for id in inputs {
-            // Who reads it now has it open.
-            self.disk.remove(&id.file_name()).map_err(WriteError::io(id.file_name()))?;
-        }
-        Ok(())
-    }
-
-    fn job_failed(&self, maintenance: &mut Maintenance, error: JobError) -> WriteError {
+    pub(crate) fn job_failed(&self, error: JobError) -> WriteError {
         match error {
             JobError::Read(error) => {
                 self.note_damage(&error);
                 WriteError::Read(error)
             }
-            JobError::Write(error) => {
-                maintenance.handed_on = Default::default();
-                error
-            }
+            JobError::Write(error) => error,
         }
     }
 
     /// Takes away tables that came to nothing. One that stays is removed when the engine is opened again.
-    fn remove_tables(&self, files: &[TableId]) {
+    pub(crate) fn remove_tables(&self, files: &[TableId]) {
         for id in files {
             if self.disk.remove(&id.file_name()).is_err() {
                 count(&self.counters.unremoved, 1);
@@ -416,7 +297,7 @@ impl Engine {
     }
 
     /// After a failed change of the manifest: unless that left open which one will be found.
-    fn remove_unlisted(&self, files: &[TableId]) {
+    pub(crate) fn remove_unlisted(&self, files: &[TableId]) {
         let manifest = self.lock_manifest();
         let is_listed = files.iter().any(|id| manifest.tables.iter().any(|(listed, _)| listed == id));
         drop(manifest);
@@ -425,11 +306,11 @@ impl Engine {
         }
     }
 
-    fn sync_tables(&self) -> Result<(), WriteError> {
+    pub(crate) fn sync_tables(&self) -> Result<(), WriteError> {
         self.disk.sync_dir(TABLES_DIR).map_err(WriteError::io(TABLES_DIR))
     }
 
-    fn new_table_id(&self) -> TableId {
+    pub(crate) fn new_table_id(&self) -> TableId {
         let mut manifest = self.lock_manifest();
         manifest.next_table += 1;
         TableId(manifest.next_table - 1)

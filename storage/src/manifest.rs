@@ -22,7 +22,7 @@ use crate::digests::DigestsId;
 use crate::disk::Disk;
 use crate::error::{Affected, FileError};
 use crate::frame::Malformed;
-use crate::maintenance::MAX_LEVELS;
+use crate::merge::MAX_LEVELS;
 use crate::place::{LIMIT, SegmentId};
 use crate::segment::SegmentHeader;
 use crate::suspects::Suspects;

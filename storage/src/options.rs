@@ -8,6 +8,10 @@ use crate::place::Place;
 use crate::room::ALLOCATION_STEP;
 use crate::segment::SEGMENT_HEADER_LEN;
 
+/// Merged tables are such a part of all of them, between [`LEAST_TABLE_BYTES`] and the option.
+const TABLES_PER_LEVEL: u64 = 32;
+const LEAST_TABLE_BYTES: u64 = 1 << 20;
+
 /// When a written batch is synced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Sync {
@@ -46,7 +50,7 @@ pub struct Options {
     /// What changed since the last flush may take so much memory before it is flushed; as much again while it is, then writes are refused as
     /// overload. 1 KiB to 1 GiB. Default: 32 MiB.
     pub memtable_bytes: u64,
-    /// A table is not made longer than this. 1 KiB to 1 GiB. Default: 64 MiB.
+    /// A table is not made longer than this; merged ones are a 32nd of all tables up to it, at least 1 MiB. 1 KiB to 1 GiB. Default: 64 MiB.
     pub table_bytes: u64,
     /// Entries and blocks of tables that were read are kept, together up to this. Default: 96 MiB.
     pub cache_bytes: u64,
@@ -119,6 +123,11 @@ impl Options {
         if body_len <= self.inline_bytes { Place::inline(body_len) } else { frame }
     }
 
+    /// How long the tables are that merges write, where all have so many bytes: a part of that, so that the room to merge them on a full disk is small, too.
+    pub(crate) fn merged_table_bytes(&self, all_bytes: u64) -> u64 {
+        (all_bytes / TABLES_PER_LEVEL).max(LEAST_TABLE_BYTES).min(self.table_bytes)
+    }
+
     /// The log that a recovery would have to replay is kept below this, roughly.
     pub(crate) fn log_limit(&self) -> u64 {
         2 * self.memtable_bytes + 2 * self.segment_bytes
@@ -126,7 +135,11 @@ impl Options {
 
     /// A new segment gets so much room, durably and noted in the manifest: if its file is ever found shorter, something was lost.
     pub(crate) fn first_allocation(&self) -> u64 {
-        self.room_at_rest().next_multiple_of(ALLOCATION_STEP).min(self.segment_bytes)
+        self.room_at_rest().next_multiple_of(64 << 10).min(self.segment_bytes)
+    }
+
+    pub(crate) fn allocation_step(&self) -> u64 {
+        ALLOCATION_STEP.min(self.segment_bytes / 4)
     }
 
     /// The room to keep allocated while nothing is written.

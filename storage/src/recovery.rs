@@ -21,6 +21,7 @@ use crate::options::Options;
 use crate::place::{Position, SEGMENTS_DIR, SegmentId};
 use crate::references::Segments;
 use crate::replay::{Base, Contents, Findings, Replay, Replayed, highest_synced};
+use crate::reserve::remove_reserve;
 use crate::room::Next;
 use crate::segment::{BadHeader, SEGMENT_HEADER_LEN, SEGMENT_VERSION, Segment, SegmentHeader, ends_with_seal};
 use crate::suspects::Suspects;
@@ -71,6 +72,7 @@ struct Found {
 impl Opened {
     pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Self, OpenError> {
         let mut findings = Findings::default();
+        remove_reserve(disk)?;
         let files = list(disk)?;
         let (table_files, digest_files) = list_tables(disk)?;
         let (mut manifest, is_new) = load_manifest(disk, &files, &table_files, &mut findings)?;

@@ -49,7 +49,7 @@ impl Engine {
     }
 
     /// Ends the segment that is written to, and goes on in the next one. False: something is pending.
-    fn leave_segment(&self) -> Result<bool, WriteError> {
+    pub(crate) fn leave_segment(&self) -> Result<bool, WriteError> {
         let writer = &mut *self.writer.lock().expect("no writer panics");
         if !self.log.has_spare() {
             self.add_spare(writer).map_err(|refused| match refused {
@@ -72,6 +72,9 @@ impl Engine {
     fn give_room_back(&self) -> Result<(), WriteError> {
         let mut writer = self.writer.lock().expect("no writer panics");
         let room = self.options.room_at_rest();
+        if !writer.reserve.is_lent {
+            self.keep_reserve(&mut writer.reserve).map_err(|error| self.poisoned_with(error))?;
+        }
         // What the manifest knows to be there stays.
         let least = self.lock_manifest().segments.get(&writer.current.id).map_or(u64::MAX, |listing| listing.least_len);
         if self.log.room().bytes < room + ALLOCATION_STEP || self.log.has_spare() {

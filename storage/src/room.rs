@@ -13,7 +13,7 @@ use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
 use crate::sync::atomic::Ordering;
 use crate::writer::Writer;
 
-/// A file is allocated in steps of this.
+/// A file is allocated in steps of this, or of a quarter of a segment.
 pub(crate) const ALLOCATION_STEP: u64 = 1 << 20;
 /// Zeros are written ahead in steps of this, when less than a quarter of it is left.
 const ZERO_STEP: usize = 1 << 20;
@@ -26,13 +26,27 @@ pub(crate) struct Next {
 }
 
 impl Engine {
-    /// Allocates until the room ahead is what the options ask for, or the disk is full: then the log says so to those who append.
+    /// Allocates until the room ahead is what the options ask for, and the reserve what upkeep may need, or the disk is full: then the log says so to those
+    /// who append.
     pub(crate) fn make_room(&self, writer: &mut Writer) -> Result<(), WriteError> {
+        if writer.reserve.is_lent {
+            // What is free now is meant for upkeep.
+            return Ok(());
+        }
+        // On a disk that is nearly full each has its share in this order.
+        let is_full = !self.make_log_room(writer, self.options.disk_reserve_bytes)?
+            || !self.keep_reserve(&mut writer.reserve)?
+            || !self.make_log_room(writer, self.room_target())?;
+        self.log.set_disk_full(is_full);
+        Ok(())
+    }
+
+    /// False: the disk is full.
+    fn make_log_room(&self, writer: &mut Writer, target: u64) -> Result<bool, WriteError> {
         loop {
             let room = self.log.room();
-            if room.bytes >= self.room_target() {
-                self.log.set_disk_full(false);
-                return Ok(());
+            if room.bytes >= target {
+                return Ok(true);
             }
             let made = match room.extensible {
                 Some((segment, reserved)) => self.extend(&segment, reserved),
@@ -40,16 +54,13 @@ impl Engine {
             };
             match made {
                 Ok(()) => {}
-                Err(Refused::DiskFull) => {
-                    self.log.set_disk_full(true);
-                    return Ok(());
-                }
+                Err(Refused::DiskFull) => return Ok(false),
                 Err(Refused::Failed(error)) => return Err(error),
             }
         }
     }
 
-    fn room_target(&self) -> u64 {
+    pub(crate) fn room_target(&self) -> u64 {
         if self.log.is_at_rest() { self.options.room_at_rest() } else { self.options.room_target() }
     }
 
@@ -59,7 +70,7 @@ impl Engine {
     }
 
     fn extend(&self, segment: &Arc<Segment>, reserved: u64) -> Result<(), Refused> {
-        let step = ALLOCATION_STEP.min(segment.capacity - reserved);
+        let step = self.options.allocation_step().min(segment.capacity - reserved);
         segment.file.preallocate(reserved, step).map_err(Refused::of(segment.id))?;
         self.log.extend(segment.id, reserved + step);
         Ok(())
@@ -76,12 +87,13 @@ impl Engine {
             is_cold: false,
         };
         let name = header.id.file_name();
-        let mut reserved = self.options.first_allocation();
+        let step = self.options.allocation_step();
+        let mut reserved = if self.log.is_disk_full() { step } else { self.options.first_allocation() };
         let mut create = || {
             let file = self.disk.create(&name)?;
             match file.preallocate(0, reserved) {
-                Err(error) if is_disk_full(&error) && reserved > ALLOCATION_STEP => {
-                    reserved = ALLOCATION_STEP;
+                Err(error) if is_disk_full(&error) && reserved > step => {
+                    reserved = step;
                     file.preallocate(0, reserved)?;
                 }
                 allocated => allocated?,

@@ -60,6 +60,10 @@ impl Engine {
     /// Nothing was staged. After [`WriteError::Io`] the engine is poisoned, as after any failed write or sync of a segment.
     pub fn stage(&self, records: &[(KeyRef<'_>, &Record)]) -> Result<Vec<Staged>, WriteError> {
         self.check_memory(false)?;
+        if self.log.is_disk_full() {
+            self.log.ask_for_room();
+            return Err(WriteError::DiskFull);
+        }
         let mut guard = self.stage.lock().expect("staging does not panic");
         let staged = self.append_staged(&mut guard, records);
         match &staged {

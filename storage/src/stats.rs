@@ -86,6 +86,8 @@ pub struct Stats {
     pub flush_time: Histogram,
     /// Merges of tables since the engine was opened.
     pub merges: u64,
+    /// Of them, pieces of tables that went down one by one, for lack of room on the disk.
+    pub merged_pieces: u64,
     /// Bytes that they wrote.
     pub merged_bytes: u64,
     /// How long each merge took from begin to end, in nanoseconds, pauses between its steps included.

@@ -53,6 +53,10 @@ impl Levels {
         self.level(level).iter().filter(overlaps).cloned().collect()
     }
 
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.tables().map(|table| table.meta().file_len).sum()
+    }
+
     /// Each level's length in bytes.
     pub(crate) fn bytes(&self, level: usize) -> u64 {
         self.level(level).iter().map(|table| table.meta().file_len).sum()

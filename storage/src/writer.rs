@@ -9,6 +9,7 @@ use crate::error::WriteError;
 use crate::log::Run;
 use crate::manifest::Manifest;
 use crate::options::Sync as SyncOption;
+use crate::reserve::Reserve;
 use crate::room::Next;
 use crate::segment::Segment;
 use crate::stopwatch::Stopwatch;
@@ -27,6 +28,7 @@ pub(crate) struct Writer {
     /// The current segment was written ahead with zeros up to here.
     pub(crate) zeroed: u64,
     pub(crate) next: Next,
+    pub(crate) reserve: Reserve,
     /// Segments that the log has left, and where they end: cut off once the manifest says so, so that a file that is too short is damage.
     pub(crate) left: Vec<(Arc<Segment>, u64)>,
 }

@@ -31,6 +31,8 @@ pub(crate) struct World {
     options: Options,
     engine: Option<Engine>,
     random: Random,
+    /// So many keys there are in each of three partitions.
+    names: u64,
     operations: Vec<Operation>,
     /// How many of them were acknowledged for good.
     acknowledged: usize,
@@ -41,6 +43,8 @@ pub(crate) struct World {
     /// Steps of upkeep that did something, and that failed.
     pub(crate) maintained: u64,
     pub(crate) collected: u64,
+    /// Pieces of tables that went down for lack of room, since the engine was last opened.
+    merged_pieces: u64,
     pub(crate) refused_upkeep: u64,
     /// Records that were staged.
     pub(crate) staged: u64,
@@ -67,6 +71,7 @@ impl World {
             options,
             engine: None,
             random,
+            names: 4,
             operations,
             acknowledged,
             suspects,
@@ -75,6 +80,7 @@ impl World {
             refused,
             maintained: 0,
             collected: 0,
+            merged_pieces: 0,
             refused_upkeep: 0,
             staged: 0,
             rested: 0,
@@ -107,7 +113,7 @@ impl World {
 
     fn step(&mut self) {
         let Some(engine) = &self.engine else { return };
-        let key = (self.random.below(3) as u16, vec![b'a' + self.random.below(4) as u8]);
+        let key = (self.random.below(3) as u16, vec![b'a' + self.random.below(self.names) as u8]);
         self.clock += 1;
         let ballot = stamp(self.clock);
         let content = match self.random.below(4) {
@@ -235,7 +241,9 @@ impl World {
             match engine.maintain(slice) {
                 Ok(true) => {
                     self.maintained += 1;
-                    self.collected = self.collected.max(engine.stats().collected);
+                    let stats = engine.stats();
+                    self.collected = self.collected.max(stats.collected);
+                    self.merged_pieces = self.merged_pieces.max(stats.merged_pieces);
                 }
                 Ok(false) => break,
                 // Of a failure short of the manifest it recovers by itself.
@@ -493,14 +501,30 @@ struct Seen {
     staged: u64,
     rested: u64,
     snapshots: u64,
+    /// Runs in which the disk was full before it stopped.
+    full: u64,
+    merged_pieces: u64,
 }
 
 /// Runs, stops at the `stop`th operation of the disk, crashes, recovers, goes on, and crashes again.
 fn run(seed: u64, options: Options, stop: u64, seen: &mut Seen) -> bool {
-    let mut world = World::new(seed, options, format!("seed {seed}, {:?}, stop {stop}", options.sync));
+    run_within(None, seed, options, stop, seen)
+}
+
+/// The same on a disk of a size.
+fn run_within(capacity: Option<u64>, seed: u64, options: Options, stop: u64, seen: &mut Seen) -> bool {
+    let mut world = World::new(seed, options, format!("seed {seed}, {:?}, {capacity:?}, stop {stop}", options.sync));
+    if capacity.is_some() {
+        // Enough for several tables.
+        world.names = 20;
+    }
+    world.disk.set_capacity(capacity);
     world.disk.stop_at(stop);
     world.run(STEPS);
     let stopped = world.disk.is_stopped();
+    seen.full += u64::from(world.refused > 0);
+    seen.merged_pieces += world.merged_pieces;
+    world.disk.set_capacity(None);
     match stop % 3 {
         0 => world.crash_twice(stop, 1 + seed.wrapping_mul(stop) % 25),
         _ => world.crash(stop),
@@ -535,9 +559,25 @@ fn every_stop_of_every_run() {
         runs += stop;
     }
     println!("{runs} runs, {seen:?}");
-    let Seen { maintained, collected, staged, rested, snapshots } = seen;
+    let Seen { maintained, collected, staged, rested, snapshots, .. } = seen;
     let is_enough = maintained > runs && collected > runs / 4 && staged > runs && rested > runs / 2 && snapshots > runs;
     assert!(runs > 800 && is_enough, "too few to prove anything");
+}
+
+/// On disks that are full again and again, so that upkeep works with what was reserved for it; a third of the stops.
+#[test]
+fn stops_on_a_full_disk() {
+    let (mut runs, mut seen) = (0, Seen::default());
+    let options = Options { table_bytes: 1 << 10, ..TINY };
+    for (seed, capacity) in [(50, 14_000), (51, 18_000), (52, 22_000)] {
+        let mut stop = seed % 3;
+        while run_within(Some(capacity), seed, options, stop, &mut seen) {
+            (runs, stop) = (runs + 1, stop + 3);
+        }
+    }
+    println!("{runs} runs, {seen:?}");
+    let is_enough = seen.maintained > runs && seen.full > runs / 3 && seen.merged_pieces > runs / 3;
+    assert!(runs > 600 && is_enough, "too few to prove anything");
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dunlin_protocol::register::Change;
 use dunlin_protocol::{KeyspaceId, PartitionId, Status};
-use dunlin_storage::{Engine, KeyRef, MemoryDisk, WriteError};
+use dunlin_storage::{Engine, KeyRef, MemoryDisk, Options, WriteError};
 
 use crate::crash::World;
 use crate::support::{SMALL, TINY, change, flush, key, look, open, record, stamp, store, tombstone, value};
@@ -186,6 +186,73 @@ fn on_a_full_disk_promises_deletes_and_reads_go_on_and_with_room_everything() {
     assert_eq!(value(&engine, key(1, b"a")), Some(b"back".to_vec()));
     assert_eq!(look(&engine, key(1, b"b")).register.promised, stamp(promised));
     assert!(recovery.suspects.contains(PartitionId(3)));
+}
+
+/// Fills a disk of this size with values of this length, deletes them all, and lets upkeep win the room back; then it is written to as at first.
+fn check_won_back(capacity: u64, value_len: usize) {
+    let disk = MemoryDisk::new();
+    disk.set_capacity(Some(capacity));
+    let options = Options { memtable_bytes: 2 << 10, ..SMALL };
+    let (engine, _) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+    // What upkeep cannot do for lack of room it tries again.
+    let tend = || {
+        flush(&engine);
+        loop {
+            match engine.maintain(1 << 20) {
+                Ok(true) => {}
+                Ok(false) | Err(WriteError::DiskFull) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        flush(&engine);
+    };
+    let fill = |round: u64| {
+        let mut count = 0u64;
+        let mut refusals = 0;
+        while refusals < 20 {
+            match store(&engine, key(1, &count.to_be_bytes()), &record(round, vec![count as u8; value_len])) {
+                Ok(_) => (count, refusals) = (count + 1, 0),
+                Err(WriteError::Overloaded | WriteError::DiskFull) => {
+                    refusals += 1;
+                    tend();
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(engine.is_disk_full());
+        count
+    };
+    let first = fill(1);
+    assert!(first * value_len as u64 > capacity / 4, "{first} values of {value_len} in {capacity}");
+    let mut count = first;
+    for round in 2..5u64 {
+        for n in 0..count {
+            let at = n.to_be_bytes();
+            assert_eq!(value(&engine, key(1, &at)), Some(vec![n as u8; value_len]));
+            let delete = || store(&engine, key(1, &at), &tombstone(10 * round)).is_ok();
+            let forget = || change(&engine, key(1, &at), Change::Forget, None).is_ok();
+            for act in [&delete as &dyn Fn() -> bool, &forget] {
+                let is_done = (0..20).any(|_| act() || (tend(), false).1);
+                assert!(is_done, "deletes go on: {n} of {count} in round {round}, {:?}", engine.stats());
+            }
+        }
+        (0..20).for_each(|_| tend());
+        assert!(!engine.is_disk_full() && engine.stats().keys == 0, "{:?}", engine.stats());
+        count = fill(round);
+        assert!(count >= first * 3 / 4, "{count} of {first} fit again in round {round}, {:?}", engine.stats());
+    }
+    disk.crash(capacity);
+    drop(engine);
+    let (engine, recovery) = Engine::open(Arc::new(disk.clone()), options).expect("opens");
+    assert_eq!((recovery.damaged, engine.stats().keys), (vec![], count));
+}
+
+#[test]
+fn a_full_disk_is_won_back_by_deleting() {
+    for capacity in [60_000, 100_000, 250_000] {
+        check_won_back(capacity, 60);
+        check_won_back(capacity, 700);
+    }
 }
 
 #[test]

@@ -349,6 +349,8 @@ fn damage_is_found_while_the_engine_is_open() {
         );
         *kinds.entry(kind).or_default() += found_in_file;
     }
+    // There is nothing in the reserve.
+    assert_eq!(kinds.remove("RESERVE"), Some(0));
     assert_eq!(kinds.keys().collect::<Vec<_>>(), ["CLOCK", "MANIFEST", "dig", "seg", "tbl"]);
     whole(&disk);
 
