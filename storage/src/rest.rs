@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::error::WriteError;
 use crate::room::{ALLOCATION_STEP, Refused};
 use crate::segment::SEGMENT_HEADER_LEN;
+use crate::sync::atomic::Ordering;
 
 /// A log that takes less than this is left alone.
 const LEAST_WEIGHT: u64 = 2 << 20;
@@ -13,7 +14,7 @@ const TABLES_PER_WEIGHT: u64 = 64;
 impl Engine {
     /// The owner says that nothing was written for a while, some seconds. Where the log takes much room for what it still has to tell, it goes on in a
     /// new segment, the memtable is frozen, and the old segments go with the flush that [`maintain`](Self::maintain) then does. Less room is kept
-    /// ahead until something is written again. True: there is upkeep to do; call it again afterwards.
+    /// ahead until something is written again, and fewer superseded entries. True: there is upkeep to do; call it again afterwards.
     ///
     /// # Errors
     /// As those of [`write_pending`](Self::write_pending), and [`WriteError::DiskFull`]: then nothing changed.
@@ -30,7 +31,10 @@ impl Engine {
         let limit =
             (tables / TABLES_PER_WEIGHT).clamp(LEAST_WEIGHT, (self.options.memtable_bytes / 2).max(LEAST_WEIGHT));
         if self.log_weight() < limit.min(self.options.segment_bytes / 2) {
-            return self.give_room_back().map(|()| false);
+            self.give_room_back()?;
+            let is_due = self.next_merge(&self.view().levels).is_some();
+            self.upkeep_due.store(is_due, Ordering::Relaxed);
+            return Ok(is_due);
         }
         Ok(self.leave_segment()? && self.freeze_even(true))
     }
