@@ -19,7 +19,7 @@ use crate::full_key::FullKey;
 use crate::indexed::Indexed;
 use crate::manifest::Listing;
 use crate::place::{Place, Position, SEGMENTS_DIR, SegmentId};
-use crate::segment::{SEGMENT_HEADER_LEN, Segment, SegmentHeader};
+use crate::segment::{Hold, SEGMENT_HEADER_LEN, Segment, SegmentHeader};
 use crate::sync::atomic::Ordering;
 use crate::table::split_key;
 use crate::view::Glance;
@@ -39,6 +39,8 @@ pub(crate) struct Collection {
 
 struct Victim {
     segment: Arc<Segment>,
+    /// Where its live frames go: a flush does not remove it meanwhile, even if all that it had before is dead.
+    cold: Hold,
     /// As far as it was looked at.
     at: u64,
     /// Where the cold segment will end.
@@ -68,12 +70,12 @@ impl Engine {
     pub(crate) fn collect_step(&self, collection: &mut Collection, slice_bytes: u64) -> Result<bool, WriteError> {
         if collection.victim.is_none() {
             let Some(segment) = self.next_victim(&collection.done) else { return Ok(false) };
-            let cold = self.cold_segment(collection)?;
-            let cold_end = cold.written();
-            collection.victim = Some(Victim { segment, at: SEGMENT_HEADER_LEN as u64, cold_end, moved: Vec::new() });
+            let cold = Hold::of(&self.cold_segment(collection, segment.id)?);
+            let (at, cold_end) = (SEGMENT_HEADER_LEN as u64, cold.segment().written());
+            collection.victim = Some(Victim { segment, cold, at, cold_end, moved: Vec::new() });
         }
-        let (Some(victim), Some(cold)) = (&mut collection.victim, &mut collection.cold) else { return Ok(false) };
-        let done = self.copy_live(victim, &cold.segment, slice_bytes);
+        let Some(victim) = &mut collection.victim else { return Ok(false) };
+        let done = self.copy_live(victim, slice_bytes);
         match done {
             Ok(false) => Ok(true),
             Ok(true) => {
@@ -89,8 +91,11 @@ impl Engine {
             }
             Err(error) => {
                 let victim = collection.victim.take().expect("just used");
-                if matches!(error, WriteError::Read(_)) {
-                    collection.done.insert(victim.segment.id);
+                match error {
+                    WriteError::Read(_) => drop(collection.done.insert(victim.segment.id)),
+                    // What was copied in vain takes no room.
+                    WriteError::DiskFull => self.cut_written(victim.cold.segment()),
+                    _ => {}
                 }
                 Err(error)
             }
@@ -160,8 +165,10 @@ impl Engine {
         })
     }
 
-    fn cold_segment(&self, collection: &mut Collection) -> Result<Arc<Segment>, WriteError> {
+    /// Where to move what is live of a victim: to another segment.
+    fn cold_segment(&self, collection: &mut Collection, victim: SegmentId) -> Result<Arc<Segment>, WriteError> {
         if let Some(cold) = &collection.cold
+            && cold.segment.id != victim
             && cold.segment.written() < self.options.segment_bytes
             // All of it may have died and gone.
             && (!cold.is_listed || self.segments.get(cold.segment.id).is_some())
@@ -175,7 +182,8 @@ impl Engine {
     }
 
     /// Copies what is live of the next part of the victim; whether that was the last.
-    fn copy_live(&self, victim: &mut Victim, cold: &Segment, slice_bytes: u64) -> Result<bool, WriteError> {
+    fn copy_live(&self, victim: &mut Victim, slice_bytes: u64) -> Result<bool, WriteError> {
+        let cold = victim.cold.segment();
         let (id, end) = (victim.segment.id, victim.segment.written());
         let len = slice_bytes.max(2 * MAX_FRAME_LEN as u64).min(end.saturating_sub(victim.at));
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
@@ -219,6 +227,13 @@ impl Engine {
         victim.at += at as u64;
         let rest = end.saturating_sub(victim.at);
         Ok(rest < HEAD_LEN as u64 || at == 0)
+    }
+
+    /// Gives back what lies in a cold segment behind what counts. Where that fails it is written over.
+    pub(crate) fn cut_written(&self, segment: &Segment) {
+        if segment.file.truncate(segment.written()).is_err() {
+            count(&self.counters.unremoved, 1);
+        }
     }
 
     /// Whether the index refers to a place for a key.

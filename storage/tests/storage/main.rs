@@ -2,6 +2,7 @@
 
 mod basics;
 mod cold;
+mod collection;
 mod crash;
 mod digests;
 mod faults;
