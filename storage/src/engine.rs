@@ -115,6 +115,8 @@ pub struct Engine {
     pub(crate) next_segment: AtomicU64,
     /// Something waits to be flushed, merged or collected.
     pub(crate) upkeep_due: AtomicBool,
+    /// A segment for large records was filled or begun: what died of the others is to be collected, though neither memtable nor log are long.
+    pub(crate) much_is_staged: AtomicBool,
     /// From here on the log is not covered by tables.
     pub(crate) covered: AtomicU64,
     /// Garbage grows faster than it is collected.
@@ -218,6 +220,7 @@ impl Engine {
             keys: AtomicU64::new(keys),
             next_segment: AtomicU64::new(next_segment),
             upkeep_due: AtomicBool::new(false),
+            much_is_staged: AtomicBool::new(false),
             too_much_garbage: AtomicBool::new(false),
             covered: AtomicU64::new(covered),
             piece_bytes: AtomicU64::new(0),

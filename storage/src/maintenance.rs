@@ -72,6 +72,7 @@ impl Engine {
 
     fn upkeep_step(&self, maintenance: &mut Maintenance, slice_bytes: u64) -> Result<bool, WriteError> {
         self.mark_noted()?;
+        self.much_is_staged.store(false, Ordering::Relaxed);
         if self.is_log_in_the_way() && self.view().frozen.is_empty() && self.leave_segment()? {
             self.freeze_even(true);
         }
@@ -86,14 +87,16 @@ impl Engine {
         if has_merged {
             return Ok(true);
         }
-        // What was collected, or died otherwise, is given back by the next flush: at once where there is nothing else to do.
-        Ok(self.view().frozen.is_empty() && self.waits_for_flush() && self.freeze())
+        // What was collected, or died otherwise, is given back by the next flush: at once where there is nothing else to do. What was staged for nothing dies
+        // without a change.
+        Ok(self.view().frozen.is_empty() && self.waits_for_flush() && self.freeze_even(true))
     }
 
     /// Whether [`maintain`](Self::maintain) has something to do. Cheap.
     pub fn wants_upkeep(&self) -> bool {
         let is_due = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        self.is_flush_due() || [&self.upkeep_due, &self.too_much_garbage, &self.unmarked].into_iter().any(is_due)
+        self.is_flush_due()
+            || [&self.upkeep_due, &self.much_is_staged, &self.too_much_garbage, &self.unmarked].into_iter().any(is_due)
     }
 
     /// The memtable is full, or the log that would have to be replayed too long.

@@ -67,8 +67,13 @@ impl Engine {
         let mut guard = self.stage.lock().expect("staging does not panic");
         let staged = self.append_staged(&mut guard, records);
         match &staged {
-            // Nobody can say what lies behind what was synced before: another segment is begun when there is room again.
-            Err(WriteError::DiskFull) => *guard = None,
+            Err(WriteError::DiskFull) => {
+                // What was written in vain takes no room from what is flushed.
+                if let Some(stage) = &mut *guard {
+                    self.cut_written(stage.hold.segment());
+                    stage.end = stage.hold.segment().written();
+                }
+            }
             Err(WriteError::Io { .. }) => self.log.poison(),
             _ => {}
         }
@@ -103,8 +108,10 @@ impl Engine {
             current.end += len;
             staged.push(Staged { head: record.head(), place, key: crate::table::key(*key), hold });
         }
-        if let Some(current) = stage {
-            sync(current)?;
+        // After a failed sync nobody can say what lies there: another segment is begun when there is room again.
+        if let Some(current) = stage.take() {
+            sync(&current)?;
+            *stage = Some(current);
         }
         count(&self.counters.staged, staged.len() as u64);
         count(&self.counters.staged_bytes, staged.iter().map(|staged| u64::from(staged.place.len)).sum());
@@ -135,6 +142,7 @@ impl Engine {
             }
         })?;
         drop(manifest);
+        self.much_is_staged.store(true, Ordering::Relaxed);
         Ok(Stage { hold, end: segment.written() })
     }
 

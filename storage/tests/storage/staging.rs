@@ -168,6 +168,56 @@ fn a_full_disk_refuses_to_stage_and_nothing_else_is_harmed() {
     assert_eq!(value(&open(&disk), at), Some(vec![3; 9000]));
 }
 
+/// Whoever is refused tries again: each try must leave the room to others, to what is flushed above all.
+#[test]
+fn on_a_full_disk_what_cannot_be_staged_takes_no_room() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    let at = key(1, b"a");
+    let staged = stage(&engine, at, &record(1, [1; 500])).expect("stages");
+    refer(&engine, at, staged, STORE);
+    flush(&engine);
+    let (before, files) = (disk.used(), segments(&disk));
+    disk.set_capacity(Some(before + 6000));
+    for _ in 0..30 {
+        // The first of them has room.
+        let (small, large) = (record(2, [2; 4000]), record(2, [2; 9000]));
+        assert!(matches!(engine.stage(&[(at, &small), (at, &large)]), Err(WriteError::DiskFull)));
+        assert_eq!((disk.used(), segments(&disk)), (before, files));
+    }
+    let staged = stage(&engine, at, &record(3, [3; 2000])).expect("a smaller one has room");
+    refer(&engine, at, staged, STORE);
+    flush(&engine);
+    assert_eq!(value(&open(&disk), at), Some(vec![3; 2000]));
+    assert_eq!(verify(&disk).expect("verifies").damaged, []);
+}
+
+/// Frames that name places are short and the memtable stays small: what died must go even so.
+#[test]
+fn upkeep_is_due_when_much_was_staged() {
+    let disk = MemoryDisk::new();
+    let options = Options { memtable_bytes: 1 << 20, ..ROOMY };
+    let engine = Engine::open(Arc::new(disk.clone()), options).expect("opens").0;
+    let at = key(1, b"a");
+    let mut most = 0;
+    for n in 1..200 {
+        let staged = stage(&engine, at, &record(n, [n as u8; 3000])).expect("stages");
+        // Every other one loses against something, or all of them: then there is nothing to be flushed.
+        match n > 100 || n % 2 == 0 {
+            true => drop(staged),
+            false => drop(refer(&engine, at, staged, STORE)),
+        }
+        flush(&engine);
+        if engine.wants_upkeep() {
+            maintain(&engine);
+            assert!(!engine.wants_upkeep());
+        }
+        most = most.max(segments(&disk));
+    }
+    assert!(most < 8, "{most} segments");
+    assert_eq!(value(&engine, at), Some(vec![99; 3000]));
+}
+
 #[test]
 #[should_panic(expected = "staged for one key")]
 fn a_record_is_staged_for_one_key() {
