@@ -135,6 +135,10 @@ impl ClockFile {
             return Err(io::Error::other("an earlier write failed"));
         }
         let slot = Slot { sequence: self.sequence + 1, reserve, boot };
+        // What is written can be read again.
+        if slot.sequence >= LIMIT || slot.boot.0 >= LIMIT {
+            return Err(io::Error::other("its numbers are used up"));
+        }
         let number = slot.sequence % 2;
         self.failed = true;
         write_all(&*self.file, number * SLOT_STEP, &slot.encode(number))?;
