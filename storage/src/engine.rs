@@ -303,14 +303,12 @@ impl Engine {
 
     fn mark(&self, affected: Affected) -> Result<(), WriteError> {
         let mut manifest = self.lock_manifest();
-        let mut changed = manifest.clone();
-        changed.suspects = (*self.suspect_partitions()).clone();
-        changed.suspects.add(affected);
-        if changed.suspects == manifest.suspects {
+        self.add_suspects(|suspects| suspects.add(affected));
+        let suspects = (*self.suspect_partitions()).clone();
+        if suspects == manifest.suspects {
             return Ok(());
         }
-        *self.suspects.write().expect("no thread panics while it holds the suspects") =
-            Arc::new(changed.suspects.clone());
+        let changed = Manifest { suspects, ..manifest.clone() };
         self.replace_manifest(&mut manifest, changed)
     }
 
@@ -322,12 +320,27 @@ impl Engine {
             ReadError::WouldBlock => return count(&self.counters.cold_reads, 1),
             _ => return,
         };
-        let mut suspects = self.suspects.write().expect("no thread panics while it holds the suspects");
-        let mut changed = (**suspects).clone();
-        if changed.add(damage.affected) {
-            *suspects = Arc::new(changed);
+        if self.add_suspects(|suspects| suspects.add(damage.affected)) {
             self.unmarked.store(true, Ordering::Release);
         }
+    }
+
+    /// The same, of what a check found.
+    pub(crate) fn note_suspects(&self, found: &Suspects) {
+        if self.add_suspects(|suspects| suspects.add_all(found)) {
+            self.unmarked.store(true, Ordering::Release);
+        }
+    }
+
+    /// Under one lock, so that nothing is lost of what others add at the same time.
+    fn add_suspects(&self, add: impl FnOnce(&mut Suspects) -> bool) -> bool {
+        let mut suspects = self.suspects.write().expect("no thread panics while it holds the suspects");
+        let mut changed = (**suspects).clone();
+        let is_new = add(&mut changed);
+        if is_new {
+            *suspects = Arc::new(changed);
+        }
+        is_new
     }
 
     /// Makes durable what reads noted. Whether there was something.

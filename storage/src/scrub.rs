@@ -70,9 +70,7 @@ impl Engine {
         };
         let scrubbed = scrub();
         // Also what was found before a file could not be read.
-        for damage in &check.findings.damaged {
-            self.note_damage(&ReadError::Damaged(damage.clone()));
-        }
+        self.note_suspects(&check.findings.suspects);
         scrubbed.map(|()| Scrubbed { bytes: check.bytes, ended, damaged: check.findings.damaged })
     }
 

@@ -14,11 +14,12 @@ use crate::clock_file::ClockFile;
 use crate::digests::DigestsId;
 use crate::disk::{Disk, DiskFile, read_all};
 use crate::engine::Engine;
-use crate::error::{Affected, Damage, DamageKind, FileError, OpenError, ReadError};
+use crate::error::{Affected, Damage, DamageKind, FileError, OpenError};
 use crate::identity::Identity;
 use crate::manifest::{MANIFEST, Manifest};
 use crate::place::{SEGMENTS_DIR, SegmentId};
 use crate::replay::{Contents, Findings, highest_synced};
+use crate::suspects::Suspects;
 use crate::table::{TABLES_DIR, TableId};
 
 /// So many files are open at a time: an open file stays when its name goes.
@@ -65,6 +66,11 @@ pub fn verify_with_progress(
     disk: &dyn Disk,
     progress: &mut dyn FnMut(VerifyProgress),
 ) -> Result<Verification, OpenError> {
+    check_all(disk, progress).map(|(found, _)| found)
+}
+
+/// What was found, and the partitions that all of it concerns.
+fn check_all(disk: &dyn Disk, progress: &mut dyn FnMut(VerifyProgress)) -> Result<(Verification, Suspects), OpenError> {
     let mut findings = Findings::default();
     for damage in damaged_marks(disk)? {
         findings.add(damage);
@@ -90,8 +96,9 @@ pub fn verify_with_progress(
     Ok(result(verifier.found, verifier.findings))
 }
 
-fn result(found: Verification, findings: Findings) -> Verification {
-    Verification { damaged: findings.damaged, damage_count: findings.count, ..found }
+fn result(found: Verification, findings: Findings) -> (Verification, Suspects) {
+    let found = Verification { damaged: findings.damaged, damage_count: findings.count, ..found };
+    (found, findings.suspects)
 }
 
 impl Engine {
@@ -100,10 +107,8 @@ impl Engine {
     /// # Errors
     /// As [`verify`].
     pub fn verify(&self) -> Result<Verification, OpenError> {
-        let found = verify(&*self.disk)?;
-        for damage in &found.damaged {
-            self.note_damage(&ReadError::Damaged(damage.clone()));
-        }
+        let (found, suspects) = check_all(&*self.disk, &mut |_| {})?;
+        self.note_suspects(&suspects);
         Ok(found)
     }
 }
@@ -250,7 +255,8 @@ impl Verifier<'_> {
             }
             self.found.files += u64::from(opened.is_some());
             (self.found.bytes, self.found.items) = (self.found.bytes + bytes, self.found.items + items);
-            // More than are listed are counted only.
+            // More than are listed are counted, and acted upon.
+            self.findings.suspects.add_all(&findings.suspects);
             self.findings.count += findings.count - findings.damaged.len() as u64;
             findings.damaged.into_iter().for_each(|damage| self.add(damage));
             return Ok(true);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dunlin_protocol::{KeyspaceId, PartitionId};
 use dunlin_storage::{Engine, FileDisk, MemoryDisk, ScanRange, verify};
 
-use crate::support::{Random, TINY, flush, key, look, maintain, record, store};
+use crate::support::{Random, SMALL, TINY, flush, key, look, maintain, record, store};
 use crate::tables::{Model, check, churn, open_with};
 
 /// A directory with tables in two levels, cold segments and a log, closed in order.
@@ -296,4 +296,35 @@ fn a_snapshot_is_made_while_writes_go_on() {
     engine.write_pending().expect("writes");
     store_one();
     assert!(engine.snapshot("s").expect("makes a snapshot"), "what was stored since need not be in it");
+}
+
+/// Of much damage the first thousand are listed, and all of it is acted upon.
+#[test]
+fn all_that_is_damaged_is_suspect() {
+    let damaged = || {
+        let disk = MemoryDisk::new();
+        let engine = open_with(&disk, SMALL);
+        for partition in 0..1100 {
+            store(&engine, key(partition, b"a"), &record(1, [1; 200])).expect("stores");
+            flush(&engine);
+        }
+        assert!(engine.snapshot("s").expect("flushes"));
+        for partition in 0..1100 {
+            let place = look(&engine, key(partition, b"a")).register.record.expect("held").place;
+            let name = place.segment().expect("in a segment").file_name();
+            disk.flip_bit(&name, (place.offset() + u64::from(place.frame_len()) - 1) * 8);
+        }
+        engine
+    };
+    let is_suspect =
+        |engine: &Engine, upto| (0..upto).all(|number| engine.suspect_partitions().contains(PartitionId(number)));
+    let engine = damaged();
+    let found = engine.verify().expect("reads");
+    assert!(found.damaged.len() == 1000 && found.damage_count >= 1100);
+    assert!(is_suspect(&engine, 1100) && !engine.suspect_partitions().is_all());
+    let engine = damaged();
+    let found = engine.scrub(u64::MAX).expect("reads");
+    assert!(found.ended && found.damaged.len() == 1000);
+    // But for the segment that is written to.
+    assert!(is_suspect(&engine, 1050) && !engine.suspect_partitions().is_all());
 }
