@@ -1,10 +1,11 @@
 //! `Model`: what a worker's keys should hold, and which of its operations may still be lost.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dunlin_protocol::register::{Change, Held, Register};
 use dunlin_protocol::{Ballot, Content, KeyspaceId, Millis, PartitionId, Record, Stamp};
-use dunlin_storage::{Engine, KeyRef, Place, Position, ReadError, WriteError};
+use dunlin_storage::{Engine, KeyRef, Pinned, Place, Position, ReadError, ScanRange, Staged, WriteError};
 
 pub(crate) const WORKERS: u64 = 3;
 const KEYS: u64 = 3000;
@@ -93,6 +94,10 @@ pub(crate) struct Model {
     durable: BTreeMap<u64, Register<u64>>,
     /// Since then, in order.
     since: Vec<Operation>,
+    /// The keys as they were at a moment that is pinned.
+    pub(crate) pinned: Option<(Pinned, BTreeMap<u64, Register<u64>>)>,
+    /// Records that were staged for keys, and wait to be referred to, or never are.
+    waiting: Vec<(u64, u64, Staged)>,
 }
 
 impl Model {
@@ -104,6 +109,8 @@ impl Model {
             registers: BTreeMap::new(),
             durable: BTreeMap::new(),
             since: Vec::new(),
+            pinned: None,
+            waiting: Vec::new(),
         };
         (0..WORKERS).map(new).collect()
     }
@@ -136,15 +143,29 @@ impl Model {
             (17, _) => Change::Purge,
             _ => return self.look(engine, key).map(|()| true),
         };
-        let record = change.takes_record().then(|| record(number));
-        let found = engine.update(Self::at(key, &name), record.as_ref(), Millis(number), |found| {
+        // What the record is of: an older number, where it was staged a while ago.
+        let (number_of_record, staged) = match change.takes_record() {
+            true => match self.staged(engine, key, number) {
+                Ok(staged) => staged.map_or((number, None), |(number, staged)| (number, Some(staged))),
+                Err(WriteError::Overloaded) => return Ok(false),
+                Err(error) => return Err(format!("{}: cannot stage: {error}", self.label(key))),
+            },
+            false => (number, None),
+        };
+        let record = change.takes_record().then(|| record(number_of_record));
+        let rule = |found: &Register<Place>| {
             (same(found, &register).then_some(()).ok_or(*found), same(found, &register).then_some(change))
-        });
+        };
+        let at = Self::at(key, &name);
+        let found = match staged {
+            Some(staged) => engine.update_staged(at, staged, Millis(number), rule),
+            None => engine.update(at, record.as_ref(), Millis(number), rule),
+        };
         match found {
             Ok(updated) => {
                 updated.reply.map_err(|found| format!("{}: {found:?} where {register:?} was", self.label(key)))?;
                 let mut register = register;
-                let held = record.map(|record| Held { head: record.head(), place: number });
+                let held = record.map(|record| Held { head: record.head(), place: number_of_record });
                 register.apply(change, held, Millis(number));
                 self.registers.insert(key, register);
                 self.since.push(Operation { key, register, position: updated.entry.position });
@@ -152,6 +173,69 @@ impl Model {
             }
             Err(WriteError::Overloaded) => Ok(false),
             Err(error) => Err(format!("{}: {change:?}: {error}", self.label(key))),
+        }
+    }
+
+    /// A staged record for a key, and its number: most of the large ones are. Some are kept for later, some for nothing.
+    fn staged(&mut self, engine: &Engine, key: u64, number: u64) -> Result<Option<(u64, Staged)>, WriteError> {
+        if let Some(at) = self.waiting.iter().position(|(other, ..)| *other == key) {
+            let (_, number, staged) = self.waiting.swap_remove(at);
+            return Ok(Some((number, staged)));
+        }
+        let record = record(number);
+        if record.head().value_len < 1000 || self.random.below(4) == 0 {
+            return Ok(None);
+        }
+        let name = self.name(key);
+        let at = Self::at(key, &name);
+        let mut staged = engine.stage(&[(at, &record), (at, &record)])?.into_iter();
+        if let Some(another) = staged.next().filter(|_| self.random.below(3) == 0) {
+            self.waiting.push((key, number, another));
+        }
+        if self.waiting.len() > 8 {
+            self.waiting.remove(0);
+        }
+        Ok(staged.next().map(|staged| (number, staged)))
+    }
+
+    /// Nothing of an engine is kept that is to end.
+    pub(crate) fn let_go(&mut self) {
+        (self.pinned, self.waiting) = (None, Vec::new());
+    }
+
+    /// Keeps this moment, or compares the one that is kept. How many keys were compared.
+    pub(crate) fn pin_or_compare(&mut self, engine: &Arc<Engine>) -> Result<u64, String> {
+        let Some((pinned, expected)) = self.pinned.take() else {
+            // There may be too many of them, or they keep too much.
+            self.pinned = engine.pin().ok().map(|pinned| (pinned, self.registers.clone()));
+            return Ok(0);
+        };
+        let own = format!("{}/", self.worker).into_bytes();
+        let all = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(PARTITIONS));
+        let (mut wrong, mut compared) = (None, 0);
+        let ended = pinned.scan(ScanRange { prefix: &own, ..all }, usize::MAX, &mut |partition, name, entry| {
+            let at = KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key: name };
+            let key = std::str::from_utf8(&name[own.len()..]).ok().and_then(|key| key.parse::<u64>().ok());
+            let expected = key.and_then(|key| expected.get(&key)).copied().unwrap_or_default();
+            if !same(&entry.register, &expected) {
+                wrong = Some(format!("pinned {at:?}: {:?} where {expected:?} was", entry.register));
+            }
+            let held = entry.register.record.into_iter().chain(entry.register.pending.map(|(_, held)| held));
+            for held in held {
+                match pinned.load(at, &held) {
+                    Ok(stored) if stored.content == record(held.head.stamp.wall().0).content => {}
+                    other => wrong = Some(format!("pinned {at:?}: {held:?}: {:?}", other.err())),
+                }
+            }
+            compared += 1;
+            wrong.is_none()
+        });
+        ended.map_err(|error| format!("pinned scan: {error}"))?;
+        wrong.map_or(Ok(()), Err)?;
+        let keys = expected.values().filter(|register| !register.is_absent()).count() as u64;
+        match compared == keys {
+            true => Ok(compared),
+            false => Err(format!("{compared} of {keys} keys at a pinned moment")),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A round: an engine is opened, used by many threads, ended one way or another, opened again and compared.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dunlin_protocol::{KeyspaceId, PartitionId};
-use dunlin_storage::{Engine, FileDisk, Options, Recovery, ScanRange, Stats, Sync, verify};
+use dunlin_storage::{Digest, Engine, FileDisk, KeyRef, Leaf, Options, Recovery, ScanRange, Stats, Sync, verify};
 
 use crate::model::{Model, PARTITIONS, Random, check_records, recover};
 
@@ -37,7 +38,10 @@ pub(crate) struct Totals {
     collected: u64,
     moved_bytes: u64,
     batches: u64,
+    staged: u64,
+    rests: u64,
     scanned: u64,
+    pinned: u64,
     snapshots: u64,
     verified: u64,
     lost: u64,
@@ -47,7 +51,7 @@ pub(crate) struct Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rounds, steps, refused, flushes, merges, collected, moved_bytes, batches, .. } = self;
-        let Self { scanned, snapshots, verified, lost, replayed, .. } = self;
+        let Self { staged, rests, scanned, pinned, snapshots, verified, lost, replayed, .. } = self;
         writeln!(
             f,
             "nothing wrong in {rounds} rounds: {steps} operations, {refused} refused for a while, {batches} batches"
@@ -57,6 +61,7 @@ impl fmt::Display for Totals {
             "{flushes} flushes, {merges} merges, {collected} segments collected, {} MiB moved",
             moved_bytes >> 20
         )?;
+        writeln!(f, "{staged} records staged, {rests} times at rest, {pinned} entries compared at pinned moments")?;
         writeln!(f, "{scanned} entries scanned, {snapshots} snapshots opened, {verified} checks of all files")?;
         write!(f, "{replayed} frames replayed, {lost} operations lost that were not acknowledged")
     }
@@ -69,6 +74,7 @@ impl Totals {
         self.collected += stats.collected;
         self.moved_bytes += stats.moved_bytes;
         self.batches += stats.batches;
+        self.staged += stats.staged;
     }
 }
 
@@ -88,16 +94,18 @@ enum End {
 struct Counted {
     steps: AtomicU64,
     refused: AtomicU64,
+    rests: AtomicU64,
     scanned: AtomicU64,
+    pinned: AtomicU64,
     snapshots: AtomicU64,
     verified: AtomicU64,
 }
 
-fn open(dir: &Path, options: Options) -> Result<(Engine, Recovery), String> {
+fn open(dir: &Path, options: Options) -> Result<(Arc<Engine>, Recovery), String> {
     let disk = FileDisk::open(dir).map_err(|error| error.to_string())?;
     let (engine, recovery) = Engine::open(Arc::new(disk), options).map_err(|error| error.to_string())?;
     match recovery.damaged.first() {
-        None if recovery.suspects.is_empty() => Ok((engine, recovery)),
+        None if recovery.suspects.is_empty() => Ok((Arc::new(engine), recovery)),
         damage => Err(format!("damaged: {damage:?}, suspects {:?}", recovery.suspects)),
     }
 }
@@ -112,7 +120,11 @@ pub(crate) fn run(
     long: Duration,
 ) -> Result<String, String> {
     let mut random = Random(seed ^ totals.rounds << 20);
-    let sync = if totals.rounds.is_multiple_of(2) { Sync::Never } else { Sync::Always };
+    let sync = match totals.rounds % 3 {
+        0 => Sync::Never,
+        1 => Sync::Always,
+        _ => Sync::Interval(Duration::from_millis(10)),
+    };
     let options = Options { sync, ..OPTIONS };
     let (engine, _) = open(dir, options)?;
     let end = match random.below(4) {
@@ -134,7 +146,7 @@ pub(crate) fn run(
         let guarded = &guarded;
         let writer = scope.spawn(move || guarded("writer", write(engine, is_writer_over)));
         let mut others = vec![
-            scope.spawn(move || guarded("upkeep", maintain(engine, is_over))),
+            scope.spawn(move || guarded("upkeep", maintain(engine, counted, is_over))),
             scope.spawn(move || guarded("scans", scan(engine, counted, is_over))),
             scope.spawn(move || guarded("checks", check(engine, dir, counted, is_over))),
         ];
@@ -164,6 +176,8 @@ pub(crate) fn run(
         End::Abrupt => {}
     }
     models.iter_mut().for_each(|model| model.acknowledge(engine.durable_upto()));
+    check_accounts(&engine)?;
+    models.iter_mut().for_each(Model::let_go);
     let stats = engine.stats();
     totals.add(&stats);
     drop(engine);
@@ -180,6 +194,8 @@ pub(crate) fn run(
     let steps = counted.steps.into_inner();
     totals.steps += steps;
     totals.refused += counted.refused.into_inner();
+    totals.rests += counted.rests.into_inner();
+    totals.pinned += counted.pinned.into_inner();
     totals.scanned += counted.scanned.into_inner();
     totals.snapshots += counted.snapshots.into_inner();
     totals.verified += counted.verified.into_inner();
@@ -193,8 +209,12 @@ pub(crate) fn run(
     ))
 }
 
-fn work(engine: &Engine, model: &mut Model, counted: &Counted, is_over: &AtomicBool) -> Result<(), String> {
+fn work(engine: &Arc<Engine>, model: &mut Model, counted: &Counted, is_over: &AtomicBool) -> Result<(), String> {
+    let mut random = Random(0);
     while !is_over.load(Ordering::Acquire) {
+        if random.below(1000) == 0 {
+            counted.pinned.fetch_add(model.pin_or_compare(engine)?, Ordering::Relaxed);
+        }
         match model.step(engine)? {
             true => counted.steps.fetch_add(1, Ordering::Relaxed),
             false => {
@@ -211,13 +231,20 @@ fn write(engine: &Engine, is_over: &AtomicBool) -> Result<(), String> {
     while !is_over.load(Ordering::Acquire) {
         if engine.wait_pending(Duration::from_millis(10)) {
             engine.write_pending().map_err(|error| error.to_string())?;
+        } else if engine.sync_within().is_some() {
+            engine.sync_written().map_err(|error| error.to_string())?;
         }
     }
     Ok(())
 }
 
-fn maintain(engine: &Engine, is_over: &AtomicBool) -> Result<(), String> {
+fn maintain(engine: &Engine, counted: &Counted, is_over: &AtomicBool) -> Result<(), String> {
+    let mut random = Random(0);
     while !is_over.load(Ordering::Acquire) {
+        if random.below(500) == 0 {
+            engine.rest().map_err(|error| error.to_string())?;
+            counted.rests.fetch_add(1, Ordering::Relaxed);
+        }
         if !engine.maintain(64 << 10).map_err(|error| error.to_string())? {
             thread::park_timeout(Duration::from_millis(1));
         }
@@ -286,11 +313,23 @@ fn check(engine: &Engine, dir: &Path, counted: &Counted, is_over: &AtomicBool) -
     Ok(())
 }
 
-/// The live bytes that the engine counts are those that its index refers to.
+/// The live bytes that the engine counts are those that its index refers to, and the digests those of all its records.
 fn check_accounts(engine: &Engine) -> Result<(), String> {
+    let mut digests = BTreeMap::new();
     let range = ScanRange::all(KeyspaceId::DEFAULT, PartitionId(0), PartitionId(PARTITIONS));
     let (mut bytes, mut keys) = (0, 0);
-    let ended = engine.scan(range, usize::MAX, &mut |_, _, entry| {
+    let ended = engine.scan(range, usize::MAX, &mut |partition, key, entry| {
+        if let Some(held) = entry.register.record {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&held.head.stamp.to_bits().to_le_bytes());
+            hasher.update(&entry.register.ballot.to_bits().to_le_bytes());
+            let hash = hasher.update(key).finalize();
+            let leaf = Leaf::of(KeyRef { partition, keyspace: KeyspaceId::DEFAULT, key });
+            let (leaves, records) = digests.entry(partition).or_insert(([Digest::NONE; Leaf::LEAVES], 0));
+            let (first, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+            leaves[usize::from(leaf.number())] ^= Digest::from_bytes(*first);
+            *records += 1;
+        }
         let held = entry.register.record.into_iter().chain(entry.register.pending.map(|(_, held)| held));
         let in_segments = held.filter(|held| held.place.segment().is_some());
         bytes += in_segments.map(|held| u64::from(held.place.frame_len())).sum::<u64>();
@@ -298,6 +337,16 @@ fn check_accounts(engine: &Engine) -> Result<(), String> {
         true
     });
     ended.map_err(|error| error.to_string())?;
+    for partition in (0..=PARTITIONS).map(PartitionId) {
+        let found = engine.digest(KeyspaceId::DEFAULT, partition);
+        let (leaves, records) = digests.remove(&partition).unwrap_or(([Digest::NONE; Leaf::LEAVES], 0));
+        if (found.leaves(), found.records()) != (&leaves, records) {
+            return Err(format!(
+                "another digest of {partition:?}: of {} records instead of {records}",
+                found.records()
+            ));
+        }
+    }
     let stats = engine.stats();
     match (stats.live_segment_bytes, stats.keys) == (bytes, keys) {
         true => Ok(()),
