@@ -132,7 +132,8 @@ impl Engine {
 
     fn is_worth_collecting(&self, segment: &Segment) -> bool {
         let (live, written) = (segment.live(), segment.written());
-        let dead = written.saturating_sub(live);
+        // A new segment would have a header, too: little that was moved there is not to be moved for that.
+        let dead = written.saturating_sub(live + SEGMENT_HEADER_LEN as u64);
         live > 0 && !segment.is_held() && dead * 100 > written * u64::from(self.options.garbage_percent)
     }
 

@@ -125,3 +125,16 @@ fn what_cannot_be_moved_takes_no_room() {
     assert_eq!(engine.stats().collected, 1);
     assert_eq!(value(&open(&disk), key(1, &[3])), Some(vec![7; 100_000]));
 }
+
+/// The header of a segment that has little else is no garbage that could be collected.
+#[test]
+fn collection_comes_to_an_end() {
+    let disk = MemoryDisk::new();
+    let options = Options { garbage_percent: 1, ..LONG };
+    let engine = Engine::open(Arc::new(disk.clone()), options).expect("opens").0;
+    put(&engine, b"a", 7, 200);
+    fill_segment(&engine);
+    flush_memtable(&engine);
+    let steps = (0..1000).take_while(|_| engine.maintain(u64::MAX).expect("maintains")).count();
+    assert!(steps < 100 && engine.stats().collected == 1, "{steps} steps");
+}

@@ -5,6 +5,8 @@
 //! `cargo test --release -p dunlin-storage --features shuttle --test shuttle`. Seeds are fixed: a failure is the same the next time.
 #![expect(clippy::unwrap_used, reason = "locks of tests")]
 
+mod beside;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -124,7 +126,7 @@ impl Bell {
 
 /// The thread that writes the log, and those that wait for it.
 struct Owner {
-    engine: Engine,
+    engine: Arc<Engine>,
     bell: Arc<Bell>,
     written: (Mutex<()>, Condvar),
     is_done: AtomicBool,
@@ -133,7 +135,8 @@ struct Owner {
 }
 
 impl Owner {
-    fn new(engine: Engine, waits_inside: bool) -> Self {
+    fn new(engine: impl Into<Arc<Engine>>, waits_inside: bool) -> Self {
+        let engine = engine.into();
         let bell = Arc::<Bell>::default();
         let written = (Mutex::default(), Condvar::default());
         Self { engine, bell, written, is_done: AtomicBool::new(false), waits_inside }
