@@ -52,8 +52,8 @@ impl Suspects {
 
     /// Adds all of the others; true: something was added.
     pub(crate) fn add_all(&mut self, others: &Self) -> bool {
-        let is_new = others.named().fold(false, |is_new, partition| self.add(Affected::Partition(partition)) || is_new);
-        (others.is_all() && self.add(Affected::Everything)) || is_new
+        let new = others.named().filter(|partition| self.add(Affected::Partition(*partition))).count();
+        (others.is_all() && self.add(Affected::Everything)) || new > 0
     }
 
     pub(crate) fn restore(&mut self, partitions: impl Iterator<Item = PartitionId>) {
