@@ -31,6 +31,7 @@ const OPTIONS: Options = Options {
     inline_bytes: 30,
     memtable_bytes: 1 << 10,
     table_bytes: 1 << 10,
+    stage_bytes: 1 << 10,
     cache_bytes: 4096,
     garbage_percent: 10,
 };
