@@ -177,7 +177,8 @@ impl Engine {
             return Ok(cold.segment.clone());
         }
         let id = self.new_segment_id();
-        let segment = create_cold(&*self.disk, id, self.options.segment_bytes).map_err(failed(id))?;
+        let segment = create_cold(&*self.disk, id, self.options.segment_bytes).map_err(failed(id));
+        let segment = segment.inspect_err(|_| self.remove_unused(id))?;
         collection.cold = Some(Cold { segment: segment.clone(), is_listed: false });
         Ok(segment)
     }

@@ -147,7 +147,7 @@ impl Engine {
     }
 
     /// Takes away the file of a segment that came to nothing. One that stays is removed when the engine is opened again.
-    fn remove_unused(&self, id: SegmentId) {
+    pub(crate) fn remove_unused(&self, id: SegmentId) {
         if self.disk.remove(&id.file_name()).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
             count(&self.counters.unremoved, 1);
         }
