@@ -125,6 +125,33 @@ fn a_segment_stays_while_the_log_names_it() {
     assert_eq!(value(&open(&disk), at), Some(vec![2; 9000]));
 }
 
+/// The manifest knows only what was there at the last flush: replay tells how far the segment goes, and so what of it can be collected.
+#[test]
+fn after_a_crash_all_that_was_staged_counts() {
+    let disk = MemoryDisk::new();
+    let engine = open(&disk);
+    for n in 0..4u8 {
+        let staged = stage(&engine, key(1, &[n]), &record(2, [n; 3000])).expect("stages");
+        refer(&engine, key(1, &[n]), staged, STORE);
+    }
+    flush(&engine);
+    drop(engine);
+    disk.crash(1);
+    let engine = open(&disk);
+    let place = look(&engine, key(1, &[3])).register.record.expect("held").place;
+    for n in 0..3u8 {
+        store(&engine, key(1, &[n]), &record(3, [n; 10])).expect("stores");
+    }
+    flush(&engine);
+    for n in 0..12u8 {
+        store(&engine, key(0, &[n]), &record(1, [n; 90])).expect("stores");
+        flush(&engine);
+        maintain(&engine);
+    }
+    assert_ne!(look(&engine, key(1, &[3])).register.record.expect("held").place.segment(), place.segment());
+    assert_eq!(value(&engine, key(1, &[3])), Some(vec![3; 3000]));
+}
+
 #[test]
 fn a_place_beyond_the_files_end_is_damage() {
     use dunlin_storage::Disk;

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use dunlin_protocol::register::Change;
-use dunlin_protocol::{KeyspaceId, PartitionId};
+use dunlin_protocol::{KeyspaceId, Millis, PartitionId};
 use dunlin_storage::{Disk, DiskFile, Engine, FileDisk, MemoryDisk, Options, Position, ScanRange};
 
-use crate::support::{SMALL, TINY, change, flush, key, look, maintain, record, store, value};
+use crate::support::{SMALL, TINY, change, flush, key, look, maintain, record, stamp, store, value};
 
 const WRITERS: u64 = 8;
 const EACH: u64 = 60;
@@ -381,4 +381,25 @@ fn what_changes_during_a_read_is_not_kept() {
         assert_eq!(value(&engine, at), now);
         assert_eq!(value(&engine, at), now);
     }
+}
+
+/// While an update has its block read, its key changes and goes through the memtable into a newer table: the rule sees what is held now.
+#[test]
+fn a_rule_sees_what_changed_while_it_waited_for_the_disk() {
+    let at = key(1, b"a");
+    let hook = Hook::default();
+    let hooked = Hooked { disk: MemoryDisk::new(), hook: hook.clone(), of_tables: true };
+    let engine = Arc::new(Engine::open(Arc::new(hooked), TINY).expect("opens").0);
+    store(&engine, at, &record(1, b"old")).expect("stores");
+    to_tables(&engine, 1);
+    let (in_hook, called) = (engine.clone(), AtomicBool::new(false));
+    let meanwhile = move || {
+        if !called.swap(true, Ordering::Relaxed) {
+            store(&in_hook, at, &record(2, b"new")).expect("stores");
+            to_tables(&in_hook, 2);
+        }
+    };
+    assert!(hook.set(Box::new(meanwhile)).is_ok());
+    let seen = engine.update(at, None, Millis(1), |register| (register.head().stamp, None)).expect("reads");
+    assert_eq!(seen.reply, stamp(2));
 }
