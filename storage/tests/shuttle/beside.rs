@@ -199,7 +199,7 @@ fn all(pinned: &Pinned) -> BTreeMap<Vec<u8>, u64> {
 #[test]
 fn a_pinned_moment_stays_as_it_was() {
     static FLUSHED: AtomicU64 = AtomicU64::new(0);
-    explore(500, || {
+    explore(800, || {
         let disk = MemoryDisk::new();
         let (engine, mut model) = filled(&disk);
         let engine = Arc::new(engine);
