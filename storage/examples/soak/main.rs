@@ -17,6 +17,14 @@ use crate::round::Totals;
 /// How long the engine is up at a time.
 const ROUND: Duration = Duration::from_secs(6);
 
+const HELP: &str = "cargo run --release -p dunlin-storage --example soak -- [OPTIONS]
+
+  --minutes M    how long (1)
+  --seed N       what the operations are drawn from (1)
+  --dir DIR      where the data directory is made; a temporary one otherwise, which stays where something was wrong
+
+Exit codes: 0 nothing was wrong, 1 something was, 2 usage";
+
 struct Arguments {
     minutes: f64,
     seed: u64,
@@ -53,6 +61,10 @@ fn run(arguments: &Arguments, dir: &std::path::Path) -> Result<Totals, String> {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--help" || argument == "-h") {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(error) => {
