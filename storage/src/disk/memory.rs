@@ -513,6 +513,8 @@ impl DiskFile for MemoryFile {
             return Err(failed("a sync"));
         }
         for change in changes {
+            // What an earlier failed sync left in the same place is not there any more.
+            inode.stranded = inode.stranded.drain(..).flat_map(|stranded| stranded.without(&change)).collect();
             change.apply(&mut inode.synced);
         }
         Ok(())

@@ -69,6 +69,32 @@ impl Change {
     }
 }
 
+impl Change {
+    /// What is left of it once a later change of the same file is durable.
+    pub(super) fn without(self, later: &Self) -> Vec<Self> {
+        let end_of = |offset: u64, bytes: &[u8]| offset + bytes.len() as u64;
+        match (self, later) {
+            (Self::Write { offset, bytes }, Self::Write { offset: from, bytes: over }) => {
+                let (start, end) = (offset, end_of(offset, &bytes));
+                let (from, upto) = ((*from).clamp(start, end), end_of(*from, over).clamp(start, end));
+                let part = |from: u64, upto: u64| Self::Write {
+                    offset: from,
+                    bytes: bytes[(from - start) as usize..(upto - start) as usize].to_vec(),
+                };
+                [(start, from), (upto, end)].into_iter().filter(|(a, b)| a < b).map(|(a, b)| part(a, b)).collect()
+            }
+            (Self::Write { offset, mut bytes }, Self::Resize(len)) => {
+                bytes.truncate(usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX));
+                vec![Self::Write { offset, bytes }]
+            }
+            (Self::Resize(len), Self::Write { offset, bytes }) if len >= end_of(*offset, bytes) => {
+                vec![Self::Resize(len)]
+            }
+            (Self::Resize(_), _) => Vec::new(),
+        }
+    }
+}
+
 fn write(to: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
     let (start, end) = (offset as usize, offset as usize + bytes.len());
     if to.len() < end {

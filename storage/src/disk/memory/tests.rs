@@ -162,3 +162,33 @@ fn reads_that_must_not_wait_find_what_the_seed_leaves_in_memory() {
     assert_eq!(file.read_at(0, &mut [0; 8]).expect("reads"), 5);
     assert_eq!(disk.waits(), 1);
 }
+
+/// Whatever a failed sync left behind: what is synced later is durable, and what is not touched again may be anything.
+#[test]
+fn what_is_synced_later_outlives_what_a_failed_sync_left() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let disk = MemoryDisk::new();
+        let file = disk.create("a").expect("created");
+        disk.sync_dir("").expect("synced");
+        file.write_at(0, &[1; 3000]).expect("written");
+        file.sync().expect("synced");
+        disk.fail_sync(1);
+        file.write_at(500, &[2; 2000]).expect("written");
+        file.truncate(2600).expect("cut");
+        file.sync().expect_err("as planned");
+        file.write_at(1000, &[3; 700]).expect("written");
+        file.write_at(2900, &[3; 100]).expect("written");
+        file.sync().expect("synced");
+        disk.crash(seed);
+        let bytes = disk.contents("a").expect("there");
+        assert_eq!(bytes.len(), 3000, "{seed}");
+        assert!(
+            bytes[..500].iter().all(|byte| *byte == 1) && bytes[1000..1700].iter().all(|byte| *byte == 3),
+            "{seed}"
+        );
+        assert!(bytes[2900..].iter().all(|byte| *byte == 3), "{seed}");
+        kinds.insert((bytes[600], bytes[2400]));
+    }
+    assert!(kinds.len() == 4, "old and new on either side: {kinds:?}");
+}
