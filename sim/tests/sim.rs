@@ -18,8 +18,9 @@ use dunlin_sim::simulate;
 /// been off for a while. 40531: a client gave a retry up because, by a node's clock as it had been, no window was left. 512: the
 /// checker did not know the stamp of a plain delete whose id the coordinator had drawn. 522: a stamp from a clock ahead used up the clock's durable
 /// reserve, and operations failed instead of waiting for it. 856: a plain write that met a serial key was in doubt though nobody had stored it. 5039:
-/// the simulated disk let what a failed sync had left behind come back over what was synced later.
-const REGRESSION_SEEDS: [u64; 10] = [274, 336, 512, 522, 856, 2694, 5039, 10296, 22229, 40531];
+/// the simulated disk let what a failed sync had left behind come back over what was synced later. 6253: a client that had waited for a rotten replica
+/// wrote on after the last looks, which were taken for the end.
+const REGRESSION_SEEDS: [u64; 11] = [274, 336, 512, 522, 856, 2694, 5039, 6253, 10296, 22229, 40531];
 
 #[test]
 fn seeds_pass() {
