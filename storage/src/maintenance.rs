@@ -101,19 +101,22 @@ impl Engine {
 
     /// The memtable is full, or the log that would have to be replayed too long.
     fn is_flush_due(&self) -> bool {
-        let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
         self.memtable.bytes() >= self.options.memtable_bytes
-            || log_len >= self.options.log_limit()
+            || self.uncovered_log() >= self.options.log_limit()
             || self.is_log_in_the_way()
+    }
+
+    /// Bytes of the log that no table covers.
+    fn uncovered_log(&self) -> u64 {
+        self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed))
     }
 
     /// On a full disk a flush gives back the log's old segments, and has to come before the log's reserve is used up.
     fn is_log_in_the_way(&self) -> bool {
-        let log_len = self.log.end().0.saturating_sub(self.covered.load(Ordering::Relaxed));
-        self.log.is_disk_full() && log_len >= self.options.disk_reserve_bytes / 2
+        self.log.is_disk_full() && self.uncovered_log() >= self.options.disk_reserve_bytes / 2
     }
 
-    /// What a flush of everything would write, roughly.
+    /// What changed since the last flush takes so much memory; a flush of it would write about as much.
     pub(crate) fn unflushed_bytes(&self) -> u64 {
         self.memtable.bytes() + self.frozen_bytes.load(Ordering::Relaxed)
     }
@@ -127,7 +130,7 @@ impl Engine {
         let limit = self.options.memtable_bytes * if is_exempt { 4 } else { 2 };
         let is_behind = !is_exempt
             && (self.level0.load(Ordering::Relaxed) >= OVERLOADED_AT || self.too_much_garbage.load(Ordering::Relaxed));
-        if is_behind || self.memtable.bytes() + self.frozen_bytes.load(Ordering::Relaxed) >= limit {
+        if is_behind || self.unflushed_bytes() >= limit {
             return Err(WriteError::Overloaded);
         }
         Ok(())
